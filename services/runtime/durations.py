@@ -34,8 +34,8 @@ _SHOWN = 40
 def parse_go_duration(text: str) -> int:
     """Nanoseconds of a Go duration such as "1m30s", "1.5h", "500ms", "10µs" or "0".
 
-    Fractions are cut to whole nanoseconds as Go does. Raises ValueError, with a message that says what is allowed, when `text` is
-    no duration, is negative or is longer than LONGEST.
+    Fractions are cut to whole nanoseconds as Go does. Raises ValueError, with a message that says what is allowed, when
+    `text` is no duration, is negative or is longer than LONGEST.
     """
     simple = _ONE_TERM(text)
     if simple:
@@ -100,7 +100,7 @@ def _shown(text: str) -> str:
 
 
 def format_go_duration(nanoseconds: int) -> str:
-    """The duration as Go prints it: "1m30s", "1h0m0s", "1.5s", "500ms", "10µs", "0s"; negative ones with a minus sign."""
+    """The duration as Go prints it: "1m30s", "1h0m0s", "1.5s", "500ms", "10µs", "0s"; "-" before negative ones."""
     if nanoseconds < 0:
         return "-" + format_go_duration(-nanoseconds)
     if nanoseconds < SECOND:

@@ -1,0 +1,146 @@
+"""The whole conversion: every part once, all errors in one answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from google.protobuf.message import Message
+from skerry.converter.v1.converter_pb2 import PART_OWNER_REGION, ConversionResult
+from skerry.types.v1.config_pb2 import MachineConfig
+from skerry.types.v1.spec_pb2 import MachineSpec
+
+from services.config_converter.part import NO_FACTS, Facts, Part, Problems
+from services.config_converter.parts import PARTS
+from services.config_converter.rules import member
+from services.runtime.errors import InvalidConfig, PartUnserved, Violation
+
+PART_NAMES = tuple(field.name for field in MachineSpec.DESCRIPTOR.fields)
+"""Every part has the name of its field in MachineSpec."""
+
+FIELDS_OF_NO_PART = frozenset({"unknown_members"})
+"""Fields of MachineConfig that are kept for the user and that no part judges."""
+
+DEFAULT_PREFIX = "config"
+FIELDS_NAMED = 5
+"""Fields that the message of an error names; its violations hold them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Whose configuration it is, and where it stands in the user's request."""
+
+    app_name: str = ""
+    region: str = ""
+    field_prefix: str = DEFAULT_PREFIX
+
+
+NO_CONTEXT = Context()
+
+
+def convert(
+    config: MachineConfig, context: Context = NO_CONTEXT, facts: Facts = NO_FACTS, parts: tuple[Part, ...] = PARTS
+) -> ConversionResult:
+    """Convert a configuration with the converters of `parts`: every part has to be there exactly once.
+
+    Equal arguments give results that serialize to equal bytes (with `deterministic=True`). Raises InvalidConfig, whose
+    violations hold the bad fields in an order that depends on the configuration only, and PartUnserved if a part is
+    missing or doubled.
+    """
+    blank = _blank_result(parts)
+    problems = Problems()
+    # A NUL in a string is a zero byte on the wire; so are some numbers: only then it is worth a closer look.
+    if b"\0" in config.SerializeToString():
+        for field in _fields_with_nul(config):
+            problems.add(field, "must not contain the character NUL")
+    result = ConversionResult.FromString(blank)
+    spec = result.spec
+    for part in parts:
+        getattr(spec, part.name).CopyFrom(part.convert(config, facts, problems))
+    if problems.found:
+        raise invalid_config(problems, context.field_prefix)
+    check_complete(result)
+    return result
+
+
+def check_complete(result: ConversionResult) -> None:
+    """Refuse (PartUnserved) a result whose spec or list of parts does not have every part exactly once."""
+    spec = result.spec
+    present = [name for name in PART_NAMES if spec.HasField(name)]  # type: ignore[arg-type]
+    claimed = [converted.part for converted in result.parts]
+    if len(present) != len(PART_NAMES) or len(claimed) != len(PART_NAMES) or set(claimed) != _PART_NAME_SET:
+        _refuse(Counter(claimed), frozenset(present))
+
+
+_PART_NAME_SET = frozenset(PART_NAMES)
+
+
+def _refuse(claimed: Mapping[str, int], present: frozenset[str]) -> None:
+    faults = [f"{name} has no converter" for name in PART_NAMES if not claimed.get(name)]
+    faults += [f"{name} was converted {times} times" for name, times in claimed.items() if times > 1]
+    faults += [f"{name} is no part" for name in claimed if name not in _PART_NAME_SET]
+    faults += [f"{name} is missing in the spec" for name in PART_NAMES if claimed.get(name) and name not in present]
+    raise PartUnserved(f"every part of a spec has to be converted exactly once: {'; '.join(faults)}")
+
+
+@lru_cache(maxsize=16)
+def _blank_result(parts: tuple[Part, ...]) -> bytes:
+    """A serialized result with an empty spec, which says who converts what; it depends only on the parts."""
+    claimed = Counter(part.name for part in parts)
+    if claimed != Counter(PART_NAMES):
+        _refuse(claimed, _PART_NAME_SET)
+    result = ConversionResult()
+    result.spec.SetInParent()
+    for part in parts:
+        result.parts.add(part=part.name, owner=PART_OWNER_REGION, version=part.version)
+    return result.SerializeToString()
+
+
+def invalid_config(problems: Problems, prefix: str = DEFAULT_PREFIX) -> InvalidConfig:
+    """The error for what the Problems hold, with `prefix` before every field."""
+    violations = tuple(Violation(f"{prefix}.{field}", why) for field, why in problems.found.items())
+    named = [f"{violation.field} {violation.why}" for violation in violations[:FIELDS_NAMED]]
+    others = len(violations) - len(named) + problems.left_out
+    if others:
+        named.append(f"and {others} more field{'s' if others > 1 else ''}")
+    return InvalidConfig("; ".join(named), violations=violations)
+
+
+def owner_of(field: str, parts: Sequence[Part] = PARTS) -> Part:
+    """The part that owns a field of MachineConfig, a path such as `guest.cpus`; the longest owned path decides.
+
+    Raises KeyError when there is none.
+    """
+    owners = {owned: part for part in parts for owned in part.owns}
+    path = field.split(".")
+    for length in range(len(path), 0, -1):
+        part = owners.get(".".join(path[:length]))
+        if part:
+            return part
+    raise KeyError(field)
+
+
+def _fields_with_nul(config: MachineConfig) -> Iterator[str]:
+    for field, value in config.ListFields():
+        if field.name not in FIELDS_OF_NO_PART:
+            yield from _paths_with_nul(value, field.name)
+
+
+def _paths_with_nul(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, str):
+        if "\0" in value:
+            yield path
+    elif isinstance(value, Message):
+        for field, inner in value.ListFields():
+            yield from _paths_with_nul(inner, f"{path}.{field.name}")
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            entry = member(path, key)
+            if "\0" in key:
+                yield entry
+            yield from _paths_with_nul(value[key], entry)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for i, inner in enumerate(value):
+            yield from _paths_with_nul(inner, f"{path}[{i}]")

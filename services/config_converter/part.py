@@ -1,0 +1,78 @@
+"""What a part of the conversion is: a pure function of the configuration and of facts, with the fields that it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+from skerry.types.v1.config_pb2 import MachineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an organization may give one machine; None is no bound."""
+
+    cpus: int | None = None
+    memory_mb: int | None = None
+    gpus: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the region knows and a conversion may depend on. Parts work with none of it."""
+
+    image_aliases: Mapping[str, str] = field(default_factory=dict)
+    """Image reference as the user writes it to the reference that it stands for."""
+    image_digests: Mapping[str, str] = field(default_factory=dict)
+    """registry/repository:tag to digest."""
+    limits: Limits = Limits()
+    volume_locations: Mapping[str, str] | None = None
+    """Volume id to the id of its worker; None when not known."""
+    secret_names: frozenset[str] | None = None
+    """Names of the app's secrets; None when not known."""
+
+
+NO_FACTS = Facts()
+
+
+class Problems:
+    """Collects what is wrong: path of the field below the configuration, and why. The first reason for a field stays.
+
+    It holds MOST fields and counts the others, so that no request makes an answer that is larger than itself.
+    """
+
+    MOST = 100
+
+    __slots__ = ("found", "left_out")
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.left_out = 0
+
+    def add(self, field: str, why: str) -> None:
+        if len(self.found) < self.MOST:
+            self.found.setdefault(field, why)
+        else:
+            self.left_out += 1
+
+
+Convert = Callable[[MachineConfig, Facts, Problems], Message]
+
+
+# Compared by identity: there is one object a part and version.
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One aspect of the configuration.
+
+    `convert` returns the part's message of MachineSpec and adds what is wrong to the Problems; then what it returned
+    means nothing. It may return the same message for several configurations, so callers copy it and never change it.
+    It looks at nothing but the fields in `owns` and `reads`, which are paths of MachineConfig; of two owners the one
+    with the longer path wins.
+    """
+
+    name: str
+    owns: tuple[str, ...]
+    convert: Convert
+    reads: tuple[str, ...] = ()
+    version: int = 1

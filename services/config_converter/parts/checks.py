@@ -1,0 +1,126 @@
+"""The part checks: health checks that belong to no service.
+
+Services and containers build theirs with the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+from skerry.types.v1.config_pb2 import MachineCheck, MachineConfig, MachineHTTPHeader, MachineServiceCheck
+from skerry.types.v1.spec_pb2 import (
+    CHECK_KIND_INFORMATIONAL,
+    CHECK_KIND_READINESS,
+    CHECK_TYPE_HTTP,
+    CHECK_TYPE_TCP,
+    CheckSpec,
+    ChecksSpec,
+    HeaderSpec,
+)
+
+from services.config_converter.part import Facts, Part, Problems
+from services.config_converter.rules import (
+    duration,
+    header_name,
+    header_value,
+    host_name,
+    http_path,
+    is_ip,
+    listed,
+    member,
+    one_of,
+    port,
+    shown,
+)
+from services.runtime.durations import SECOND
+
+DEFAULT_INTERVAL = 15 * SECOND
+DEFAULT_TIMEOUT = 10 * SECOND
+DEFAULT_GRACE_PERIOD = 5 * SECOND
+DEFAULT_METHOD = "GET"
+DEFAULT_PATH = "/"
+
+TYPES = {"tcp": CHECK_TYPE_TCP, "http": CHECK_TYPE_HTTP}
+KINDS = {"informational": CHECK_KIND_INFORMATIONAL, "readiness": CHECK_KIND_READINESS}
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+TLS = {"http": False, "https": True}
+
+_METHOD_OF = {spelling: method for method in METHODS for spelling in (method, method.lower(), method.capitalize())}
+_NONE = ChecksSpec()
+
+
+def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> ChecksSpec:
+    """A check of its own needs a port; it is informational unless the user says otherwise."""
+    checks = config.checks
+    if not checks:
+        return _NONE
+    spec = ChecksSpec()
+    for name in sorted(checks):
+        check, field = checks[name], member("checks", name)
+        if not name:
+            problems.add(field, "must have a name")
+        target = spec.checks[name]
+        fill_check(target, check, field, problems)
+        target.kind = one_of(check.kind, KINDS, CHECK_KIND_INFORMATIONAL, f"{field}.kind", problems)
+        if check.HasField("port"):
+            target.port = port(check.port, f"{field}.port", problems)
+        else:
+            problems.add(f"{field}.port", "is required for a check that belongs to no service: 1..65535")
+    return spec
+
+
+def fill_check(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, field: str, problems: Problems) -> None:
+    """Everything but `kind` and `port`, which depend on where the check stands.
+
+    What only an HTTP check uses is judged in any check, and left out of the spec of a TCP check.
+    """
+    kind = TYPES.get(check.type)
+    if kind is None:
+        why = f"must be {listed(TYPES)}, is {shown(check.type)}" if check.type else f"is required: {listed(TYPES)}"
+        problems.add(f"{field}.type", why)
+        kind = CHECK_TYPE_TCP
+    spec.type = kind
+    duration(check.interval, DEFAULT_INTERVAL, spec.interval, f"{field}.interval", problems, zero=False)
+    duration(check.timeout, DEFAULT_TIMEOUT, spec.timeout, f"{field}.timeout", problems, zero=False)
+    duration(check.grace_period, DEFAULT_GRACE_PERIOD, spec.grace_period, f"{field}.grace_period", problems)
+    http = spec if kind == CHECK_TYPE_HTTP else CheckSpec()
+    http.method = http_method(check.method, f"{field}.method", problems)
+    http.path = http_path(check.path, DEFAULT_PATH, f"{field}.path", problems)
+    if check.protocol:
+        http.tls = one_of(check.protocol, TLS, False, f"{field}.protocol", problems)
+    if check.tls_skip_verify:
+        http.tls_skip_verify = True
+    if check.tls_server_name:
+        http.tls_server_name = server_name(check.tls_server_name, f"{field}.tls_server_name", problems)
+    if check.headers:
+        fill_headers(http.headers, check.headers, f"{field}.headers", problems)
+
+
+def http_method(method: str, field: str, problems: Problems) -> str:
+    """An HTTP method in upper case, GET when empty."""
+    return one_of(method, _METHOD_OF, DEFAULT_METHOD, field, problems)
+
+
+def server_name(name: str, field: str, problems: Problems) -> str:
+    """A name for TLS: of a host, or an address."""
+    if not is_ip(name):
+        host_name(name, field, problems)
+    return name
+
+
+def fill_headers(
+    target: RepeatedCompositeFieldContainer[HeaderSpec],
+    headers: Iterable[MachineHTTPHeader],
+    field: str,
+    problems: Problems,
+) -> None:
+    """Headers of a request, in the user's order."""
+    for i, header in enumerate(headers):
+        header_name(header.name, f"{field}[{i}].name", problems)
+        for j, value in enumerate(header.values):
+            header_value(value, f"{field}[{i}].values[{j}]", problems)
+        target.add(name=header.name, values=header.values)
+
+
+PART = Part("checks", owns=("checks",), convert=convert)
