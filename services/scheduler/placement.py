@@ -1,0 +1,164 @@
+"""Which workers a machine fits on: filters, then the spread of one app over workers, then best fit.
+
+All of it is arithmetic on the columns of a `Fleet`; nothing here keeps state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.runtime.ids import WorkerId
+from services.runtime.resources import GPU_FIELDS, RESOURCE_FIELDS
+from services.scheduler.fleet import Amounts, Fleet, Need, Rows
+
+SAMPLING_ABOVE = 2_000
+"""In a larger fleet a random sample of the workers is looked at, as long as enough of them are feasible."""
+SAMPLE = 512
+"""Workers in a sample; the last one of a fleet may have up to twice as many."""
+ENOUGH = 64
+"""Feasible workers that make a sample good enough: the best of them is expected among the best 2 % of all that are feasible."""
+NEARLY_EQUAL = 1 / 128
+"""Fits that are closer than this part of a worker are a tie, which is broken at random."""
+
+RESOURCE_REASONS: dict[str, str] = {
+    "performance_cpu_millicores": "performance_cpu",
+    "shared_cpu_millicores": "shared_cpu",
+    "memory_bytes": "memory",
+    "disk_bytes": "disk",
+    **dict.fromkeys(GPU_FIELDS.values(), "gpu"),
+}
+"""Amount that may be short to the reason that is given for it, in the order in which they are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that could take the machine, and how well it fits (higher is better, 0..1)."""
+
+    worker_id: WorkerId
+    score: float
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Workers that were left out for one reason; `most_free` is the most that any of them has of what is short, in its unit."""
+
+    reason: str
+    workers: int
+    most_free: int = 0
+
+
+def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 3) -> list[Candidate]:
+    """Rank workers for `need`, best first, at most `limit`; empty if none is feasible (see `explain`).
+
+    Fewest machines of the app come first, then the fullest after it (mean over the amounts that are asked for). All workers are looked
+    at in a fleet of up to `SAMPLING_ABOVE`, or when few are feasible; else a random sample, in the manner of the power of k choices
+    (Ousterhout et al., Sparrow, SOSP 2013).
+    """
+    if need.required_worker_id:
+        row = fleet.row_of(need.required_worker_id)
+        whole = slice(0, 0) if row is None else slice(row, row + 1)
+    else:
+        whole = slice(0, len(fleet))
+        if len(fleet) > SAMPLING_ABOVE:
+            rows = _feasible(fleet, fleet.usable, need, _sample(len(fleet), random))
+            if len(rows) >= max(ENOUGH, limit):
+                return _best(fleet, fleet.usable, need, rows, random, limit)
+    rows = _feasible(fleet, fleet.usable, need, whole)
+    if len(rows):
+        return _best(fleet, fleet.usable, need, rows, random, limit)
+    if fleet.expects:
+        # What only placements under way have taken is still there for whoever commits first.
+        rows = _feasible(fleet, fleet.free, need, whole)
+    return _best(fleet, fleet.free, need, rows, random, limit)
+
+
+def explain(fleet: Fleet, need: Need) -> list[Rejection]:
+    """Why workers are left out, over the whole fleet. A worker counts for its first reason, so with the feasible ones they add up."""
+    size = len(fleet)
+    everyone = slice(0, size)
+    left = np.ones(size, np.bool_)
+    if need.required_worker_id:
+        left[:] = False
+        left[fleet.rows_of([need.required_worker_id])] = True
+    left[fleet.rows_of(need.excluded_worker_ids)] = False
+    rejections = [Rejection("excluded", size - int(left.sum()))]
+    for reason, passes in (
+        ("host_dedication", fleet.dedicated_to(need.host_dedication_id, everyone)),
+        ("worker_lost", ~fleet.lost[everyone]),
+        ("cordoned", ~fleet.cordoned[everyone]),
+    ):
+        rejections.append(Rejection(reason, int((left & ~passes).sum())))
+        left &= passes
+    for name, reason in RESOURCE_REASONS.items():
+        column = RESOURCE_FIELDS.index(name)
+        free = fleet.free[column, everyone]
+        short = left & (free < need.amounts[column])
+        left &= ~short
+        rejections.append(Rejection(reason, int(short.sum()), int(free[short].max(initial=0))))
+    return [rejection for rejection in rejections if rejection.workers]
+
+
+def _sample(size: int, random: np.random.Generator) -> slice:
+    """A run of rows. Rows are in random order, so each run is a fair sample, and each row is in exactly one."""
+    runs = size // SAMPLE
+    run = int(random.random() * runs)
+    return slice(run * SAMPLE, size if run == runs - 1 else (run + 1) * SAMPLE)
+
+
+def _feasible(fleet: Fleet, available: Amounts, need: Need, rows: slice) -> Rows:
+    """Those of `rows` that can take the machine, in order."""
+    if need.host_dedication_id:
+        fits = fleet.takes_new[rows] & fleet.dedicated_to(need.host_dedication_id, rows)
+    else:
+        fits = fleet.for_everybody[rows]
+    for column, amount in need.columns:
+        fits = fits & (available[column, rows] >= amount)
+    feasible: Rows = fits.nonzero()[0] + rows.start
+    if need.excluded_worker_ids:
+        feasible = feasible[~np.isin(feasible, fleet.rows_of(need.excluded_worker_ids))]
+    return feasible
+
+
+def _best(
+    fleet: Fleet, available: Amounts, need: Need, rows: Rows, random: np.random.Generator, limit: int
+) -> list[Candidate]:
+    if not len(rows):
+        return []
+    slack: NDArray[np.float64] = np.zeros(len(rows))
+    for column, amount in need.columns:
+        slack += (available[column].take(rows) - amount) * fleet.inverse_capacity[column].take(rows)
+    slack *= 1 / max(1, len(need.columns))
+    # Slack is below 1 and machines are whole: the spread decides, then the fit, then chance.
+    order = slack * (1 - NEARLY_EQUAL)
+    order += random.random(len(rows)) * NEARLY_EQUAL
+    counts = fleet.machines_of(need.app_id, rows)
+    if counts is not None:
+        order += counts
+    candidates = []
+    for place in _smallest(order, limit):
+        machines = 0 if counts is None else int(counts[place])
+        candidates.append(
+            Candidate(
+                worker_id=fleet.worker_at(int(rows[place])),
+                score=1 / (1 + float(order[place])),
+                reasons=(f"machines of the app: {machines}", f"full after it: {1 - slack[place]:.0%}"),
+            )
+        )
+    return candidates
+
+
+def _smallest(order: NDArray[np.float64], limit: int) -> list[int]:
+    """Places of the `limit` smallest, smallest first. Consumes nothing: for a few, looking again is cheaper than sorting."""
+    if limit > 8:
+        return [int(place) for place in np.argsort(order)[:limit]]
+    remaining = order.copy()
+    places = []
+    for _ in range(min(limit, len(order))):
+        place = int(remaining.argmin())
+        places.append(place)
+        remaining[place] = np.inf
+    return places
