@@ -37,24 +37,33 @@ NO_FACTS = Facts()
 
 
 class Problems:
-    """Collects what is wrong: path of the field below the configuration, and why. The first reason for a field stays.
+    """Collects what is wrong, from one place of the configuration downwards. The first reason for a field stays.
 
-    It holds MOST fields and counts the others, so that no request makes an answer that is larger than itself.
+    `found` maps the path of a field to why it is wrong. It holds MOST fields, and `left_out` of the root counts the
+    others, so that no request makes an answer that is larger than itself.
     """
 
     MOST = 100
 
-    __slots__ = ("found", "left_out")
+    __slots__ = ("_place", "_root", "found", "left_out")
 
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+    def __init__(self, place: str = "", root: Problems | None = None) -> None:
+        self._place = place
+        self._root = root
+        self.found: dict[str, str] = {} if root is None else root.found
         self.left_out = 0
 
+    def below(self, field: str) -> Problems:
+        """Collects in the same place, under paths that begin with `field`."""
+        return Problems(f"{self._place}.{field}" if self._place else field, self._root or self)
+
     def add(self, field: str, why: str) -> None:
+        """`field` is a path from here; empty for the place itself."""
         if len(self.found) < self.MOST:
-            self.found.setdefault(field, why)
+            path = f"{self._place}.{field}" if self._place and field else self._place or field
+            self.found.setdefault(path, why)
         else:
-            self.left_out += 1
+            (self._root or self).left_out += 1
 
 
 Convert = Callable[[MachineConfig, Facts, Problems], Message]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TypeVar
 
@@ -86,7 +87,7 @@ def duration(text: str, default: int, target: Duration, field: str, problems: Pr
     nanoseconds = default
     if text:
         try:
-            nanoseconds = parse_go_duration(text)
+            nanoseconds = _usual(text) if len(text) <= _USUAL_LENGTH else parse_go_duration(text)
         except ValueError as error:
             problems.add(field, str(error))
         else:
@@ -96,6 +97,11 @@ def duration(text: str, default: int, target: Duration, field: str, problems: Pr
     target.seconds = seconds
     if nanos:
         target.nanos = nanos
+
+
+# Users write the same few durations again and again.
+_USUAL_LENGTH = 16
+_usual = lru_cache(maxsize=1024)(parse_go_duration)
 
 
 def guest_path(path: str, field: str, problems: Problems, *, root: bool = False) -> str:

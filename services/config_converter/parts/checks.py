@@ -57,20 +57,19 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> ChecksS
         return _NONE
     spec = ChecksSpec()
     for name in sorted(checks):
-        check, field = checks[name], member("checks", name)
+        check, target, here = checks[name], spec.checks[name], problems.below(member("checks", name))
         if not name:
-            problems.add(field, "must have a name")
-        target = spec.checks[name]
-        fill_check(target, check, field, problems)
-        target.kind = one_of(check.kind, KINDS, CHECK_KIND_INFORMATIONAL, f"{field}.kind", problems)
+            here.add("", "must have a name")
+        fill_check(target, check, here)
+        target.kind = one_of(check.kind, KINDS, CHECK_KIND_INFORMATIONAL, "kind", here)
         if check.HasField("port"):
-            target.port = port(check.port, f"{field}.port", problems)
+            target.port = port(check.port, "port", here)
         else:
-            problems.add(f"{field}.port", "is required for a check that belongs to no service: 1..65535")
+            here.add("port", "is required for a check that belongs to no service: 1..65535")
     return spec
 
 
-def fill_check(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, field: str, problems: Problems) -> None:
+def fill_check(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, problems: Problems) -> None:
     """Everything but `kind` and `port`, which depend on where the check stands.
 
     What only an HTTP check uses is judged in any check, and left out of the spec of a TCP check.
@@ -78,23 +77,29 @@ def fill_check(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, field
     kind = TYPES.get(check.type)
     if kind is None:
         why = f"must be {listed(TYPES)}, is {shown(check.type)}" if check.type else f"is required: {listed(TYPES)}"
-        problems.add(f"{field}.type", why)
+        problems.add("type", why)
         kind = CHECK_TYPE_TCP
     spec.type = kind
-    duration(check.interval, DEFAULT_INTERVAL, spec.interval, f"{field}.interval", problems, zero=False)
-    duration(check.timeout, DEFAULT_TIMEOUT, spec.timeout, f"{field}.timeout", problems, zero=False)
-    duration(check.grace_period, DEFAULT_GRACE_PERIOD, spec.grace_period, f"{field}.grace_period", problems)
-    http = spec if kind == CHECK_TYPE_HTTP else CheckSpec()
-    http.method = http_method(check.method, f"{field}.method", problems)
-    http.path = http_path(check.path, DEFAULT_PATH, f"{field}.path", problems)
+    duration(check.interval, DEFAULT_INTERVAL, spec.interval, "interval", problems, zero=False)
+    duration(check.timeout, DEFAULT_TIMEOUT, spec.timeout, "timeout", problems, zero=False)
+    duration(check.grace_period, DEFAULT_GRACE_PERIOD, spec.grace_period, "grace_period", problems)
+    if kind == CHECK_TYPE_HTTP:
+        _fill_request(spec, check, problems)
+    elif check.method or check.path or check.protocol or check.tls_server_name or check.headers:
+        _fill_request(CheckSpec(), check, problems)
+
+
+def _fill_request(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, problems: Problems) -> None:
+    spec.method = http_method(check.method, "method", problems)
+    spec.path = http_path(check.path, DEFAULT_PATH, "path", problems)
     if check.protocol:
-        http.tls = one_of(check.protocol, TLS, False, f"{field}.protocol", problems)
+        spec.tls = one_of(check.protocol, TLS, False, "protocol", problems)
     if check.tls_skip_verify:
-        http.tls_skip_verify = True
+        spec.tls_skip_verify = True
     if check.tls_server_name:
-        http.tls_server_name = server_name(check.tls_server_name, f"{field}.tls_server_name", problems)
+        spec.tls_server_name = server_name(check.tls_server_name, "tls_server_name", problems)
     if check.headers:
-        fill_headers(http.headers, check.headers, f"{field}.headers", problems)
+        fill_headers(spec.headers, check.headers, problems)
 
 
 def http_method(method: str, field: str, problems: Problems) -> str:
@@ -112,14 +117,13 @@ def server_name(name: str, field: str, problems: Problems) -> str:
 def fill_headers(
     target: RepeatedCompositeFieldContainer[HeaderSpec],
     headers: Iterable[MachineHTTPHeader],
-    field: str,
     problems: Problems,
 ) -> None:
     """Headers of a request, in the user's order."""
     for i, header in enumerate(headers):
-        header_name(header.name, f"{field}[{i}].name", problems)
+        header_name(header.name, f"headers[{i}].name", problems)
         for j, value in enumerate(header.values):
-            header_value(value, f"{field}[{i}].values[{j}]", problems)
+            header_value(value, f"headers[{i}].values[{j}]", problems)
         target.add(name=header.name, values=header.values)
 
 

@@ -80,12 +80,12 @@ def convert(config: MachineConfig, facts: Facts, problems: Problems) -> Containe
     volumes: dict[str, int] = {}
     for i, volume in enumerate(config.volumes):
         _check_name(volume.name, volumes, i, f"volumes[{i}].name", problems)
-        _fill_volume(spec.volumes.add(), volume, facts, f"volumes[{i}]", problems)
+        _fill_volume(spec.volumes.add(), volume, facts, problems.below(f"volumes[{i}]"))
     names: dict[str, int] = {}
     for i, container in enumerate(config.containers):
         _check_name(container.name, names, i, f"containers[{i}].name", problems)
     for i, container in enumerate(config.containers):
-        _fill_container(spec.containers.add(), container, volumes, names, facts, f"containers[{i}]", problems)
+        _fill_container(spec.containers.add(), container, volumes, names, facts, problems.below(f"containers[{i}]"))
     _check_circles(config.containers, names, problems)
     return spec
 
@@ -97,20 +97,18 @@ def _check_name(name: str, taken: dict[str, int], i: int, field: str, problems: 
         problems.add(field, f"must be unique, is {shown(name)} again")
 
 
-def _fill_volume(spec: ContainerVolumeSpec, volume: VolumeConfig, facts: Facts, field: str, problems: Problems) -> None:
+def _fill_volume(spec: ContainerVolumeSpec, volume: VolumeConfig, facts: Facts, problems: Problems) -> None:
     spec.name = volume.name
     has_temp_dir = volume.HasField("temp_dir")
     if has_temp_dir == bool(volume.image):
-        problems.add(field, f"must have exactly one of temp_dir and image, has {'both' if has_temp_dir else 'none'}")
+        problems.add("", f"must have exactly one of temp_dir and image, has {'both' if has_temp_dir else 'none'}")
     elif has_temp_dir:
         temp_dir = volume.temp_dir
-        spec.temp_dir.in_memory = one_of(
-            temp_dir.storage_type, STORAGE_TYPES, False, f"{field}.temp_dir.storage_type", problems
-        )
-        size = bounded(temp_dir.size_mb, 0, LARGEST_MB, f"{field}.temp_dir.size_mb", problems)
+        spec.temp_dir.in_memory = one_of(temp_dir.storage_type, STORAGE_TYPES, False, "temp_dir.storage_type", problems)
+        size = bounded(temp_dir.size_mb, 0, LARGEST_MB, "temp_dir.size_mb", problems)
         spec.temp_dir.size_bytes = size * MIB
     else:
-        fill_image(spec.image, volume.image, facts, f"{field}.image", problems)
+        fill_image(spec.image, volume.image, facts, "image", problems)
 
 
 def _fill_container(
@@ -119,25 +117,24 @@ def _fill_container(
     volumes: Mapping[str, int],
     names: Mapping[str, int],
     facts: Facts,
-    field: str,
     problems: Problems,
 ) -> None:
     spec.name = container.name
-    fill_image(spec.image, container.image, facts, f"{field}.image", problems)
-    fill_process(spec.process, container, field, problems)
-    fill_files(spec.files, container.files, f"{field}.files", problems)
-    fill_restart(spec.restart, container.restart, RESTART_POLICY_ON_FAILURE, f"{field}.restart", problems)
-    fill_stop(spec.stop, container.stop, f"{field}.stop", problems)
+    fill_image(spec.image, container.image, facts, "image", problems)
+    fill_process(spec.process, container, problems)
+    fill_files(spec.files, container.files, problems)
+    fill_restart(spec.restart, container.restart, RESTART_POLICY_ON_FAILURE, problems.below("restart"))
+    fill_stop(spec.stop, container.stop, problems.below("stop"))
     for i, dependency in enumerate(container.depends_on):
-        at = f"{field}.depends_on[{i}]"
+        at = f"depends_on[{i}]"
         if dependency.name not in names:
             problems.add(f"{at}.name", f"must be the name of another container, is {shown(dependency.name)}")
         condition = one_of(dependency.condition, CONDITIONS, CONTAINER_CONDITION_STARTED, f"{at}.condition", problems)
         spec.depends_on.add(name=dependency.name, condition=condition)
     for i, check in enumerate(container.healthchecks):
-        _fill_check(spec.checks.add(), check, f"{field}.healthchecks[{i}]", problems)
+        _fill_check(spec.checks.add(), check, problems.below(f"healthchecks[{i}]"))
     for i, mount in enumerate(container.mounts):
-        at = f"{field}.mounts[{i}]"
+        at = f"mounts[{i}]"
         if mount.name not in volumes:
             problems.add(f"{at}.name", f"must be the name of one of the machine's volumes, is {shown(mount.name)}")
         elif mount.name in spec.mounts:
@@ -145,10 +142,10 @@ def _fill_container(
         spec.mounts[mount.name] = guest_path(mount.path, f"{at}.path", problems)
 
 
-def _fill_check(spec: ContainerCheckSpec, check: ContainerHealthcheck, field: str, problems: Problems) -> None:
+def _fill_check(spec: ContainerCheckSpec, check: ContainerHealthcheck, problems: Problems) -> None:
     spec.name = check.name
-    spec.kind = one_of(check.kind, CHECK_KINDS, DEFAULT_CHECK_KIND, f"{field}.kind", problems)
-    spec.stop_unhealthy = one_of(check.unhealthy, UNHEALTHY, False, f"{field}.unhealthy", problems)
+    spec.kind = one_of(check.kind, CHECK_KINDS, DEFAULT_CHECK_KIND, "kind", problems)
+    spec.stop_unhealthy = one_of(check.unhealthy, UNHEALTHY, False, "unhealthy", problems)
     for name, low, default in (
         ("interval", 1, DEFAULT_INTERVAL),
         ("grace_period", 0, DEFAULT_GRACE_PERIOD),
@@ -156,46 +153,42 @@ def _fill_check(spec: ContainerCheckSpec, check: ContainerHealthcheck, field: st
     ):
         seconds = default
         if check.HasField(name):  # type: ignore[arg-type]
-            seconds = bounded(getattr(check, name), low, LARGEST_SECONDS, f"{field}.{name}", problems)
+            seconds = bounded(getattr(check, name), low, LARGEST_SECONDS, name, problems)
         target: Duration = getattr(spec, name)
         target.seconds = seconds
     spec.success_threshold = DEFAULT_SUCCESS_THRESHOLD
     if check.HasField("success_threshold"):
-        spec.success_threshold = bounded(
-            check.success_threshold, 1, LARGEST_COUNT, f"{field}.success_threshold", problems
-        )
+        spec.success_threshold = bounded(check.success_threshold, 1, LARGEST_COUNT, "success_threshold", problems)
     spec.failure_threshold = DEFAULT_FAILURE_THRESHOLD
     if check.HasField("failure_threshold"):
-        spec.failure_threshold = bounded(
-            check.failure_threshold, 1, LARGEST_COUNT, f"{field}.failure_threshold", problems
-        )
+        spec.failure_threshold = bounded(check.failure_threshold, 1, LARGEST_COUNT, "failure_threshold", problems)
     kinds = [name for name in CHECKS if check.HasField(name)]  # type: ignore[arg-type]
     if len(kinds) != 1:
-        problems.add(field, f"must have exactly one of http, tcp and exec, has {' and '.join(kinds) or 'none'}")
+        problems.add("", f"must have exactly one of http, tcp and exec, has {' and '.join(kinds) or 'none'}")
     elif check.HasField("http"):
-        _fill_http_check(spec.network, check.http, spec.kind, f"{field}.http", problems)
+        _fill_http_check(spec.network, check.http, spec.kind, problems.below("http"))
     elif check.HasField("tcp"):
         spec.network.type = CHECK_TYPE_TCP
         spec.network.kind = _network_kind(spec.kind)
-        spec.network.port = port(check.tcp.port, f"{field}.tcp.port", problems)
+        spec.network.port = port(check.tcp.port, "tcp.port", problems)
     else:
         if not check.exec.command:
-            problems.add(f"{field}.exec.command", "is required: a program and its arguments")
-        command(check.exec.command, f"{field}.exec.command", problems)
+            problems.add("exec.command", "is required: a program and its arguments")
+        command(check.exec.command, "exec.command", problems)
         spec.command.command.extend(check.exec.command)
 
 
-def _fill_http_check(spec: CheckSpec, check: HTTPHealthcheck, kind: str, field: str, problems: Problems) -> None:
+def _fill_http_check(spec: CheckSpec, check: HTTPHealthcheck, kind: str, problems: Problems) -> None:
     spec.type = CHECK_TYPE_HTTP
     spec.kind = _network_kind(kind)
-    spec.port = port(check.port, f"{field}.port", problems)
-    spec.method = http_method(check.method, f"{field}.method", problems)
-    spec.path = http_path(check.path, DEFAULT_PATH, f"{field}.path", problems)
-    spec.tls = one_of(check.scheme, TLS, False, f"{field}.scheme", problems)
+    spec.port = port(check.port, "port", problems)
+    spec.method = http_method(check.method, "method", problems)
+    spec.path = http_path(check.path, DEFAULT_PATH, "path", problems)
+    spec.tls = one_of(check.scheme, TLS, False, "scheme", problems)
     spec.tls_skip_verify = check.tls_skip_verify
     if check.tls_server_name:
-        spec.tls_server_name = server_name(check.tls_server_name, f"{field}.tls_server_name", problems)
-    fill_headers(spec.headers, check.headers, f"{field}.headers", problems)
+        spec.tls_server_name = server_name(check.tls_server_name, "tls_server_name", problems)
+    fill_headers(spec.headers, check.headers, problems)
 
 
 def _network_kind(kind: str) -> CheckKind.ValueType:

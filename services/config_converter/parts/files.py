@@ -29,41 +29,40 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> FilesSp
     if not files:
         return _NONE
     spec = FilesSpec()
-    fill_files(spec.files, files, "files", problems)
+    fill_files(spec.files, files, problems)
     return spec
 
 
 def fill_files(
     target: RepeatedCompositeFieldContainer[FileSpec],
     files: RepeatedCompositeFieldContainer[File],
-    field: str,
     problems: Problems,
 ) -> None:
     """Decode a list of files; their contents together have MOST_CONTENT bytes at most."""
     total = 0
     for i, file in enumerate(files):
-        spec, at = target.add(), f"{field}[{i}]"
-        _fill_file(spec, file, at, problems)
+        spec, here = target.add(), problems.below(f"files[{i}]")
+        _fill_file(spec, file, here)
         total += len(spec.content)
         if total > MOST_CONTENT:
-            problems.add(f"{at}.raw_value", f"must keep all files within {MOST_CONTENT} bytes, has the byte {total}")
+            here.add("raw_value", f"must keep all files within {MOST_CONTENT} bytes, has the byte {total}")
 
 
-def _fill_file(spec: FileSpec, file: File, field: str, problems: Problems) -> None:
-    spec.path = guest_path(file.guest_path, f"{field}.guest_path", problems)
+def _fill_file(spec: FileSpec, file: File, problems: Problems) -> None:
+    spec.path = guest_path(file.guest_path, "guest_path", problems)
     sources = [name for name in SOURCES if getattr(file, name)]
     if len(sources) != 1:
         has = " and ".join(sources) if sources else "none"
-        problems.add(field, f"must have exactly one of raw_value, secret_name and image_config, has {has}")
+        problems.add("", f"must have exactly one of raw_value, secret_name and image_config, has {has}")
     elif file.raw_value:
-        spec.content = _decoded(file.raw_value, f"{field}.raw_value", problems)
+        spec.content = _decoded(file.raw_value, "raw_value", problems)
     elif file.secret_name:
         spec.secret_name = file.secret_name
     else:
         spec.image_config = file.image_config
     mode = file.mode if file.HasField("mode") else DEFAULT_MODE
     if mode > LARGEST_MODE:
-        problems.add(f"{field}.mode", f"must be 0..{LARGEST_MODE} (octal {LARGEST_MODE:o}), is {mode}")
+        problems.add("mode", f"must be 0..{LARGEST_MODE} (octal {LARGEST_MODE:o}), is {mode}")
     spec.mode = mode
 
 

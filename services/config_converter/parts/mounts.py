@@ -23,19 +23,19 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> MountsS
         problems.add("mounts", f"must have 1 mount at most, has {len(mounts)}")
     spec = MountsSpec()
     for i, mount in enumerate(mounts):
-        _fill_mount(spec.mounts.add(), mount, f"mounts[{i}]", problems)
+        _fill_mount(spec.mounts.add(), mount, problems.below(f"mounts[{i}]"))
     return spec
 
 
-def _fill_mount(spec: MountSpec, mount: MachineMount, field: str, problems: Problems) -> None:
-    spec.path = guest_path(mount.path, f"{field}.path", problems)
-    _fill_volume(spec, mount, field, problems)
-    threshold = bounded(mount.extend_threshold_percent, 0, 100, f"{field}.extend_threshold_percent", problems)
-    extend_by = bounded(mount.add_size_gb, 0, LARGEST_GB, f"{field}.add_size_gb", problems)
-    limit = bounded(mount.size_gb_limit, 0, LARGEST_GB, f"{field}.size_gb_limit", problems)
-    size = bounded(mount.size_gb, 0, LARGEST_GB, f"{field}.size_gb", problems)
+def _fill_mount(spec: MountSpec, mount: MachineMount, problems: Problems) -> None:
+    spec.path = guest_path(mount.path, "path", problems)
+    _fill_volume(spec, mount, problems)
+    threshold = bounded(mount.extend_threshold_percent, 0, 100, "extend_threshold_percent", problems)
+    extend_by = bounded(mount.add_size_gb, 0, LARGEST_GB, "add_size_gb", problems)
+    limit = bounded(mount.size_gb_limit, 0, LARGEST_GB, "size_gb_limit", problems)
+    size = bounded(mount.size_gb, 0, LARGEST_GB, "size_gb", problems)
     if limit and limit < size:
-        problems.add(f"{field}.size_gb_limit", f"must be at least size_gb, which is {size}, is {limit}")
+        problems.add("size_gb_limit", f"must be at least size_gb, which is {size}, is {limit}")
     spec.extend_threshold_percent = threshold
     spec.extend_by_bytes = (extend_by or (DEFAULT_EXTEND_GB if threshold else 0)) * GIB
     spec.extend_limit_bytes = limit * GIB
@@ -43,20 +43,18 @@ def _fill_mount(spec: MountSpec, mount: MachineMount, field: str, problems: Prob
     spec.encrypted = mount.encrypted
 
 
-def _fill_volume(spec: MountSpec, mount: MachineMount, field: str, problems: Problems) -> None:
+def _fill_volume(spec: MountSpec, mount: MachineMount, problems: Problems) -> None:
     """`volume` is an id; clients also write a name there, which can be told apart."""
     volume, name = mount.volume, mount.name
     if volume.startswith(VOLUME_ID_PREFIX):
         spec.volume_id = volume
         spec.volume_name = name
     elif volume and name and volume != name:
-        problems.add(
-            f"{field}.volume", f"must be an id that begins with {VOLUME_ID_PREFIX}, or equal name, is {shown(volume)}"
-        )
+        problems.add("volume", f"must be an id that begins with {VOLUME_ID_PREFIX}, or equal name, is {shown(volume)}")
     elif volume or name:
         spec.volume_name = name or volume
     else:
-        problems.add(f"{field}.volume", f"is required: a volume's id ({VOLUME_ID_PREFIX}…), or its name in name")
+        problems.add("volume", f"is required: a volume's id ({VOLUME_ID_PREFIX}…), or its name in name")
 
 
 PART = Part("mounts", owns=("mounts",), convert=convert)

@@ -42,28 +42,27 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Process
         return _NONE
     spec = ProcessesSpec()
     for i, process in enumerate(processes):
-        field = f"processes[{i}]"
         target = spec.processes.add()
-        fill_process(target, process, field, problems)
+        fill_process(target, process, problems.below(f"processes[{i}]"))
         target.ignore_app_secrets = process.ignore_app_secrets
     return spec
 
 
-def fill_process(spec: ProcessSpec, process: MachineProcess | ContainerConfig, field: str, problems: Problems) -> None:
+def fill_process(spec: ProcessSpec, process: MachineProcess | ContainerConfig, problems: Problems) -> None:
     """What runs, as whom and in which environment.."""
-    command(process.exec, f"{field}.exec", problems)
-    command(process.entrypoint, f"{field}.entrypoint", problems)
+    command(process.exec, "exec", problems)
+    command(process.entrypoint, "entrypoint", problems)
     spec.exec.extend(process.exec)
     spec.entrypoint.extend(process.entrypoint)
     spec.cmd.extend(process.cmd)
     spec.user = process.user
-    fill_env(spec.env, process.env, f"{field}.env", problems)
+    fill_env(spec.env, process.env, "env", problems)
     for i, secret in enumerate(process.secrets):
-        at = f"{field}.secrets[{i}]"
+        at = f"secrets[{i}]"
         _check_variable(secret.env_var, f"{at}.env_var", spec.secrets, problems)
         spec.secrets[secret.env_var] = secret.name or secret.env_var
     for i, source in enumerate(process.env_from):
-        at = f"{field}.env_from[{i}]"
+        at = f"env_from[{i}]"
         _check_variable(source.env_var, f"{at}.env_var", spec.env_from, problems)
         if not source.field_ref:
             problems.add(f"{at}.field_ref", f"is required: {listed(MACHINE_FIELDS)}")

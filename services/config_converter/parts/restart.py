@@ -23,19 +23,19 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Restart
     spec = RestartSpec()
     auto_destroy = config.auto_destroy
     default = RESTART_POLICY_NO if auto_destroy or config.schedule else RESTART_POLICY_ON_FAILURE
-    fill_restart(spec, config.restart, default, "restart", problems)
+    fill_restart(spec, config.restart, default, problems.below("restart"))
     spec.auto_destroy = auto_destroy
     return spec
 
 
 def fill_restart(
-    spec: RestartSpec, restart: MachineRestart, default: RestartPolicy.ValueType, field: str, problems: Problems
+    spec: RestartSpec, restart: MachineRestart, default: RestartPolicy.ValueType, problems: Problems
 ) -> None:
     """Policy and retries; retries count only for on-failure, and 0 of them is what the user said."""
-    policy = one_of(restart.policy, POLICIES, default, f"{field}.policy", problems)
+    policy = one_of(restart.policy, POLICIES, default, "policy", problems)
     retries = DEFAULT_MAX_RETRIES
     if restart.HasField("max_retries"):
-        retries = bounded(restart.max_retries, 0, LARGEST_COUNT, f"{field}.max_retries", problems)
+        retries = bounded(restart.max_retries, 0, LARGEST_COUNT, "max_retries", problems)
     spec.policy = policy
     if policy == RESTART_POLICY_ON_FAILURE:
         spec.max_retries = retries

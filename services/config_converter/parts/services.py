@@ -65,78 +65,72 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Service
     spec = ServicesSpec()
     spec.machine_autostart = not config.disable_machine_autostart
     for i, service in enumerate(services):
-        _fill_service(spec.services.add(), service, f"services[{i}]", problems)
+        _fill_service(spec.services.add(), service, problems.below(f"services[{i}]"))
     return spec
 
 
-def _fill_service(spec: ServiceSpec, service: MachineService, field: str, problems: Problems) -> None:
-    protocol = one_of(service.protocol, PROTOCOLS, TRANSPORT_PROTOCOL_TCP, f"{field}.protocol", problems)
+def _fill_service(spec: ServiceSpec, service: MachineService, problems: Problems) -> None:
+    protocol = one_of(service.protocol, PROTOCOLS, TRANSPORT_PROTOCOL_TCP, "protocol", problems)
     spec.protocol = protocol
     internal_port = service.internal_port
     if service.HasField("internal_port"):
-        internal_port = port(internal_port, f"{field}.internal_port", problems)
+        internal_port = port(internal_port, "internal_port", problems)
     else:
-        problems.add(f"{field}.internal_port", "is required: the port inside the machine, 1..65535")
+        problems.add("internal_port", "is required: the port inside the machine, 1..65535")
     spec.internal_port = internal_port
-    spec.autostop = one_of(service.autostop, AUTOSTOPS, AUTOSTOP_OFF, f"{field}.autostop", problems)
+    spec.autostop = one_of(service.autostop, AUTOSTOPS, AUTOSTOP_OFF, "autostop", problems)
     spec.autostart = service.autostart or not service.HasField("autostart")
     if service.min_machines_running:
         spec.min_machines_running = bounded(
-            service.min_machines_running, 0, LARGEST_COUNT, f"{field}.min_machines_running", problems
+            service.min_machines_running, 0, LARGEST_COUNT, "min_machines_running", problems
         )
     if service.force_instance_key:
         spec.force_instance_key = service.force_instance_key
     if service.force_instance_description:
         spec.force_instance_description = service.force_instance_description
     for i, public in enumerate(service.ports):
-        _fill_port(spec.ports.add(), public, protocol == TRANSPORT_PROTOCOL_UDP, f"{field}.ports[{i}]", problems)
+        _fill_port(spec.ports.add(), public, protocol == TRANSPORT_PROTOCOL_UDP, problems.below(f"ports[{i}]"))
     for i, check in enumerate(service.checks):
-        target, check_field = spec.checks.add(), f"{field}.checks[{i}]"
-        fill_check(target, check, check_field, problems)
+        target, here = spec.checks.add(), problems.below(f"checks[{i}]")
+        fill_check(target, check, here)
         target.kind = CHECK_KIND_READINESS
-        target.port = port(check.port, f"{check_field}.port", problems) if check.HasField("port") else internal_port
+        target.port = port(check.port, "port", here) if check.HasField("port") else internal_port
     if service.HasField("concurrency"):
-        _fill_concurrency(spec, service.concurrency, f"{field}.concurrency", problems)
+        _fill_concurrency(spec, service.concurrency, problems.below("concurrency"))
     else:
         spec.concurrency_type = DEFAULT_CONCURRENCY_TYPE
 
 
-def _fill_concurrency(
-    spec: ServiceSpec, concurrency: MachineServiceConcurrency, field: str, problems: Problems
-) -> None:
-    spec.concurrency_type = one_of(
-        concurrency.type, CONCURRENCY_TYPES, DEFAULT_CONCURRENCY_TYPE, f"{field}.type", problems
-    )
-    hard = bounded(concurrency.hard_limit, 0, LARGEST_COUNT, f"{field}.hard_limit", problems)
-    soft = bounded(concurrency.soft_limit, 0, LARGEST_COUNT, f"{field}.soft_limit", problems)
+def _fill_concurrency(spec: ServiceSpec, concurrency: MachineServiceConcurrency, problems: Problems) -> None:
+    spec.concurrency_type = one_of(concurrency.type, CONCURRENCY_TYPES, DEFAULT_CONCURRENCY_TYPE, "type", problems)
+    hard = bounded(concurrency.hard_limit, 0, LARGEST_COUNT, "hard_limit", problems)
+    soft = bounded(concurrency.soft_limit, 0, LARGEST_COUNT, "soft_limit", problems)
     if hard and soft > hard:
-        problems.add(f"{field}.soft_limit", f"must be at most hard_limit, which is {hard}, is {soft}")
+        problems.add("soft_limit", f"must be at most hard_limit, which is {hard}, is {soft}")
     spec.hard_limit = hard
     spec.soft_limit = soft
 
 
-def _fill_port(spec: PortSpec, public: MachinePort, udp: bool, field: str, problems: Problems) -> None:
+def _fill_port(spec: PortSpec, public: MachinePort, udp: bool, problems: Problems) -> None:
     if public.HasField("port"):
         if public.HasField("start_port") or public.HasField("end_port"):
-            problems.add(f"{field}.port", "excludes start_port and end_port: leave it or them out")
-        spec.start_port = spec.end_port = port(public.port, f"{field}.port", problems)
+            problems.add("port", "excludes start_port and end_port: leave it or them out")
+        spec.start_port = spec.end_port = port(public.port, "port", problems)
     else:
-        _fill_range(spec, public, field, problems)
+        _fill_range(spec, public, problems)
     handlers = public.handlers
     if handlers:
-        _fill_handlers(spec, handlers, udp, f"{field}.handlers", problems)
+        _fill_handlers(spec, handlers, udp, problems)
     if public.force_https:
         spec.force_https = True
     if public.HasField("tls_options"):
         tls = public.tls_options
         for i, name in enumerate(tls.alpn):
             if not 1 <= len(name.encode()) <= LONGEST_ALPN:
-                problems.add(f"{field}.tls_options.alpn[{i}]", f"must have 1..{LONGEST_ALPN} bytes, is {shown(name)}")
+                problems.add(f"tls_options.alpn[{i}]", f"must have 1..{LONGEST_ALPN} bytes, is {shown(name)}")
         for i, version in enumerate(tls.versions):
             if version not in TLS_VERSIONS:
-                problems.add(
-                    f"{field}.tls_options.versions[{i}]", f"must be {listed(TLS_VERSIONS)}, is {shown(version)}"
-                )
+                problems.add(f"tls_options.versions[{i}]", f"must be {listed(TLS_VERSIONS)}, is {shown(version)}")
         spec.tls_alpn.extend(tls.alpn)
         spec.tls_versions.extend(tls.versions)
         spec.tls_default_self_signed = tls.default_self_signed
@@ -145,48 +139,48 @@ def _fill_port(spec: PortSpec, public: MachinePort, udp: bool, field: str, probl
             public.proxy_proto_options.version,
             PROXY_PROTO_VERSIONS,
             DEFAULT_PROXY_PROTO_VERSION,
-            f"{field}.proxy_proto_options.version",
+            "proxy_proto_options.version",
             problems,
         )
     elif "proxy_proto" in handlers:
         spec.proxy_proto_version = DEFAULT_PROXY_PROTO_VERSION
     if public.HasField("http_options") and public.http_options.ByteSize():
-        _fill_http(spec.http, public.http_options, f"{field}.http_options", problems)
+        _fill_http(spec.http, public.http_options, problems.below("http_options"))
 
 
-def _fill_range(spec: PortSpec, public: MachinePort, field: str, problems: Problems) -> None:
+def _fill_range(spec: PortSpec, public: MachinePort, problems: Problems) -> None:
     has_start, has_end = public.HasField("start_port"), public.HasField("end_port")
     if not has_start and not has_end:
-        problems.add(f"{field}.port", "is required: 1..65535, or start_port and end_port for a range")
+        problems.add("port", "is required: 1..65535, or start_port and end_port for a range")
         return
     if not has_start:
-        problems.add(f"{field}.start_port", "is required with end_port: 1..65535")
+        problems.add("start_port", "is required with end_port: 1..65535")
     if not has_end:
-        problems.add(f"{field}.end_port", "is required with start_port: 1..65535")
-    start = port(public.start_port, f"{field}.start_port", problems)
-    end = port(public.end_port, f"{field}.end_port", problems)
+        problems.add("end_port", "is required with start_port: 1..65535")
+    start = port(public.start_port, "start_port", problems)
+    end = port(public.end_port, "end_port", problems)
     if has_start and has_end and end < start:
-        problems.add(f"{field}.end_port", f"must be at least start_port, which is {start}, is {end}")
+        problems.add("end_port", f"must be at least start_port, which is {start}, is {end}")
     spec.start_port = start
     spec.end_port = end
 
 
-def _fill_handlers(spec: PortSpec, handlers: Sequence[str], udp: bool, field: str, problems: Problems) -> None:
+def _fill_handlers(spec: PortSpec, handlers: Sequence[str], udp: bool, problems: Problems) -> None:
     for i, handler in enumerate(handlers):
         if handler not in _HANDLER_SET:
-            problems.add(f"{field}[{i}]", f"must be {listed(HANDLERS)}, is {shown(handler)}")
+            problems.add(f"handlers[{i}]", f"must be {listed(HANDLERS)}, is {shown(handler)}")
         elif udp and handler in TCP_HANDLERS:
-            problems.add(f"{field}[{i}]", f"must not be {shown(handler)} on a UDP service; only proxy_proto may")
+            problems.add(f"handlers[{i}]", f"must not be {shown(handler)} on a UDP service; only proxy_proto may")
     spec.handlers.extend(handlers)
 
 
-def _fill_http(spec: HTTPHandlerSpec, options: HTTPOptions, field: str, problems: Problems) -> None:
+def _fill_http(spec: HTTPHandlerSpec, options: HTTPOptions, problems: Problems) -> None:
     spec.compress = options.compress
     spec.h2_backend = options.h2_backend
     spec.pristine = options.response.pristine
     headers = options.response.headers
     for name in sorted(headers):
-        header_field = member(f"{field}.response.headers", name)
+        header_field = member("response.headers", name)
         header_name(name, header_field, problems)
         _fill_response_header(spec, name, headers[name], header_field, problems)
     if options.idle_timeout:
@@ -194,16 +188,15 @@ def _fill_http(spec: HTTPHandlerSpec, options: HTTPOptions, field: str, problems
     if options.headers_read_timeout:
         spec.headers_read_timeout.seconds = options.headers_read_timeout
     for i, cache in enumerate(options.replay_cache):
-        cache_field = f"{field}.replay_cache[{i}]"
-        target = spec.replay_cache.add()
+        target, here = spec.replay_cache.add(), problems.below(f"replay_cache[{i}]")
         if not cache.path_prefix:
-            problems.add(f"{cache_field}.path_prefix", 'is required, such as "/"')
+            here.add("path_prefix", 'is required, such as "/"')
         target.path_prefix = cache.path_prefix
-        target.ttl.seconds = bounded(cache.ttl_seconds, 1, LARGEST_SECONDS, f"{cache_field}.ttl_seconds", problems)
+        target.ttl.seconds = bounded(cache.ttl_seconds, 1, LARGEST_SECONDS, "ttl_seconds", here)
         if not cache.type:
-            problems.add(f"{cache_field}.type", f"is required: {listed(REPLAY_CACHE_TYPES)}")
-        target.type = one_of(cache.type, REPLAY_CACHE_TYPES, "", f"{cache_field}.type", problems)
-        header_name(cache.name, f"{cache_field}.name", problems)
+            here.add("type", f"is required: {listed(REPLAY_CACHE_TYPES)}")
+        target.type = one_of(cache.type, REPLAY_CACHE_TYPES, "", "type", here)
+        header_name(cache.name, "name", here)
         target.name = cache.name
         target.allow_bypass = cache.allow_bypass
 

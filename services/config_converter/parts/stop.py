@@ -17,14 +17,14 @@ SIGNALS = {name: name for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SI
 def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> StopSpec:
     """A signal, then SIGKILL after the timeout; a timeout of 0s kills at once."""
     spec = StopSpec()
-    fill_stop(spec, config.stop_config, "stop_config", problems)
+    fill_stop(spec, config.stop_config, problems.below("stop_config"))
     return spec
 
 
-def fill_stop(spec: StopSpec, stop: StopConfig, field: str, problems: Problems) -> None:
+def fill_stop(spec: StopSpec, stop: StopConfig, problems: Problems) -> None:
     """Signal and timeout with their defaults."""
-    spec.signal = one_of(stop.signal, SIGNALS, DEFAULT_SIGNAL, f"{field}.signal", problems)
-    duration(stop.timeout, DEFAULT_TIMEOUT, spec.timeout, f"{field}.timeout", problems)
+    spec.signal = one_of(stop.signal, SIGNALS, DEFAULT_SIGNAL, "signal", problems)
+    duration(stop.timeout, DEFAULT_TIMEOUT, spec.timeout, "timeout", problems)
 
 
 PART = Part("stop", owns=("stop_config",), convert=convert)
