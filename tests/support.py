@@ -22,7 +22,7 @@ async def eventually(predicate: Callable[[], T | Awaitable[T]], seconds: float =
     while True:
         try:
             outcome = predicate()
-            value: T = await outcome if inspect.isawaitable(outcome) else outcome  # type: ignore[assignment]
+            value: T = await outcome if inspect.isawaitable(outcome) else outcome
             if value:
                 return value
             last = None

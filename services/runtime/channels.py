@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
-from opentelemetry import trace
-from opentelemetry.baggage import get_all as all_baggage
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, Status, StatusCode
 
 from services.runtime import telemetry
 from services.runtime.errors import from_rpc_error
@@ -68,11 +66,11 @@ def connect(
     default_timeout: float = DEFAULT_TIMEOUT,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to the service `callee`, round robin over `addresses`: IP addresses with ports, one DNS name with a port
-    (all of its addresses), or one "unix:/path".
+    """A channel to the service `callee`, round robin over `addresses`.
 
-    `caller` is "cell/service". `default_timeout` (seconds) is that of calls that set none. Calls that are idempotent, by
-    their name or their proto's idempotency_level, are repeated within a retry budget while no server is reached.
+    These are IP addresses with ports, one DNS name with a port (for all that it resolves to), or one "unix:/path".
+    `caller` is "cell/service". `default_timeout` (seconds) is that of calls that set none. Calls that are idempotent,
+    by their name or their proto's idempotency_level, are repeated within a retry budget while no server is reached.
     Raises ValueError for addresses that do not go together.
     """
     return _ClientChannel(_NetworkChannel(target_of(addresses), credentials), caller, callee, secret, default_timeout)
@@ -209,7 +207,7 @@ class _ClientChannel(grpc.aio.Channel):
         self.default_timeout = default_timeout
         self.tracer = telemetry.tracer(caller.rpartition("/")[2])
         credentials = () if secret is None else ((SECRET_KEY, secret),)
-        self.metadata: tuple[tuple[str, str | bytes], ...] = ((CALLER_KEY, caller), *credentials)
+        self.carried: tuple[tuple[str, str | bytes], ...] = ((CALLER_KEY, caller), *credentials)
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> grpc.aio.UnaryUnaryMultiCallable[Any, Any]:
         return _UnaryUnary(self, method, self._raw.unary_unary(method, *args, **kwargs))
@@ -245,6 +243,19 @@ class _ClientChannel(grpc.aio.Channel):
         await self.close()
 
 
+class _Carried(grpc.aio.Metadata):
+    """Metadata on its way out: grpc.aio only iterates over it, so it is not sorted into a mapping first."""
+
+    def __init__(self, pairs: tuple[tuple[str, str | bytes], ...]) -> None:
+        self._pairs = pairs
+
+    def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+
 class _MultiCallable:
     __slots__ = ("_attributes", "_channel", "_method", "_raw")
 
@@ -274,20 +285,15 @@ class _MultiCallable:
         left = remaining()
         if left is not None and left < timeout:
             timeout = left
-        span: Span | None = None
-        if channel.tracer.exports:
-            span = channel.tracer.start(self._method[1:], SpanKind.CLIENT, None, self._attributes)
-        above = (span or trace.get_current_span()).get_span_context()
-        carried = channel.metadata
-        if above.is_valid:
-            carried = (("traceparent", telemetry.traceparent(above)), *carried)
-            if all_baggage():
-                baggage: dict[str, str] = {}
-                telemetry.inject_baggage(baggage)
-                carried = (*carried, *baggage.items())
+        span = channel.tracer.call(self._method[1:], self._attributes)
+        carried = channel.carried
+        if traceparent := telemetry.traceparent_of(span) if span else telemetry.current_traceparent():
+            carried = (("traceparent", traceparent), *carried)
+            if baggage := telemetry.baggage_header():
+                carried = (*carried, ("baggage", baggage))
         if metadata:
             carried = (*carried, *metadata)
-        raw = self._raw(request, timeout=timeout, metadata=carried, wait_for_ready=wait_for_ready)
+        raw = self._raw(request, timeout=timeout, metadata=_Carried(carried), wait_for_ready=wait_for_ready)
         return kind(raw, self, span)
 
     def error(self, error: grpc.aio.AioRpcError) -> Exception:

@@ -1,4 +1,7 @@
-"""Typed identifiers. An id begins with its cell, after the type's prefix where there is one, so any gateway can route."""
+"""Typed identifiers.
+
+An id begins with its cell, after the type's prefix where there is one, so that any gateway can route by it.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,6 @@ def cell_of(identifier: str) -> str | None:
 
 
 def new_ulid(now: float, random: Random) -> str:
-    """A ULID (26 Crockford base-32 characters): the moment `now` (unix seconds) in milliseconds, then 80 random bits."""
+    """A ULID, 26 Crockford base-32 characters: the moment `now` (unix seconds) in milliseconds, then 80 random bits."""
     value = (int(now * 1000) << 80) | random.getrandbits(80)
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import Any, NamedTuple, Never, Self
+from typing import Any, NamedTuple, Never, Self, cast
 
 import grpc
 
@@ -162,6 +162,15 @@ class _Pipe:
         _wake(self._writer)
 
 
+def behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The one function of a handler, which all of a registry's have as a coroutine function."""
+    if handler.request_streaming:
+        behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        behavior = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    return cast(Callable[[Any, Any], Awaitable[Any]], behavior)
+
+
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
@@ -170,8 +179,8 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 class _Rpc(grpc.aio.ServicerContext[Any, Any]):
     """A call: its state, and the context that its handler sees.
 
-    It ends once, by `finish`; the client's half reads what it ended with. The client's half is another object, so that a
-    call that its caller drops is collected, and cancelled, as gRPC has it.
+    It ends once, by `finish`; the client's half reads what it ended with. That half is another object, so that a call
+    that its caller drops is collected, and cancelled, as gRPC has it.
     """
 
     def __init__(self, channel: LocalChannel, method: str, metadata: _Metadata | None, timeout: float | None) -> None:
@@ -269,12 +278,8 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
 
     async def _serve(self, handler: grpc.RpcMethodHandler[Any, Any], request: bytes | None) -> None:
         try:
-            message = self if request is None else _decode(handler.request_deserializer, request)
-            if handler.response_streaming:
-                behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            else:
-                behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            response = await behavior(_Requests(self) if message is self else message, self)  # type: ignore[misc]
+            message = _Requests(self) if request is None else _decode(handler.request_deserializer, request)
+            response = await behavior_of(handler)(message, self)
             if self._aborted is not None:
                 return
             if not handler.response_streaming and self._code in (None, grpc.StatusCode.OK):
@@ -358,7 +363,7 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
     async def abort_with_status(self, status: grpc.Status) -> Never:
         await self.abort(status.code, status.details or "", status.trailing_metadata or ())
 
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:  # type: ignore[override]
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._on_done.append(callback)
 
     def cancelled(self) -> bool:

@@ -14,7 +14,7 @@ from services.runtime.ids import is_cell
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A set with its PostgreSQL and workers. `id` is three hex digits; `gateways` are public gRPC addresses, host:port."""
+    """A set with its PostgreSQL and workers. `id` is three hex digits; `gateways` public gRPC addresses, host:port."""
 
     id: str
     gateways: tuple[str, ...]
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A region: its code ("syd"), its name for people, where it lies (degrees), and its cells, the first of which leads."""
+    """A region: its code ("syd"), its name for people, where it lies (degrees), its cells, of which the first leads."""
 
     code: str
     name: str

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Never
 
 import grpc
-from opentelemetry.trace import SpanKind, Status, StatusCode
-from prometheus_client import Counter, Histogram
+from opentelemetry.trace import Status, StatusCode
 
 from services.runtime import telemetry
 from services.runtime.errors import DETAILS_KEY, Internal, SkerryError, Unauthenticated, to_status
+from services.runtime.rpc_metrics import MethodMetrics
 from services.runtime.telemetry import log
 
 CALLER_KEY = "skerry-caller"
@@ -29,20 +29,6 @@ SECRET_KEY = "skerry-secret"
 
 # An error that a servicer raised is its answer: repeating the call is for its caller to decide, not for the channel.
 _DO_NOT_RETRY = (("grpc-retry-pushback-ms", "-1"),)
-
-_handled = Counter(
-    "grpc_server_handled",
-    "Calls that ended, by method, caller and code.",
-    ["grpc_service", "grpc_method", "caller", "grpc_code"],
-    registry=telemetry.metrics,
-)
-_seconds = Histogram(
-    "grpc_server_handling_seconds",
-    "How long calls with one answer took.",
-    ["grpc_service", "grpc_method"],
-    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
-    registry=telemetry.metrics,
-)
 
 
 @dataclass(slots=True)
@@ -156,7 +142,7 @@ def _wrap(
         return await chain.serve(request, context)
 
     return factory(
-        serve,  # type: ignore[arg-type]
+        serve,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
@@ -175,18 +161,14 @@ class _Chain:
         self._simple = not streams and inspect.iscoroutinefunction(behavior)
         self._tracer = telemetry.tracer(registry.service)
         self._attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
-        self._labels = (service, name)
-        self._counters: dict[tuple[str, grpc.StatusCode], Any] = {}
-        self._histogram = _seconds.labels(service, name)
+        self._metrics = MethodMetrics(service, name)
         self._default_deadline = registry.default_stream_deadline if streams else registry.default_deadline
 
     async def serve(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         # Every call has a task, and so a context, of its own: nothing that is set here has to be set back.
         started = time.perf_counter()
-        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())  # type: ignore[arg-type]
-        parent = telemetry.extract(metadata)
-        span = self._tracer.start(self._path[1:], SpanKind.SERVER, parent, self._attributes)
-        telemetry.attach(span, parent)
+        metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        span = self._tracer.serve(self._path[1:], metadata, self._attributes)
         telemetry.serving.set(self._registry.service)
         call = ServerCall(self._path, metadata, context)
         _current.set(call)
@@ -208,14 +190,12 @@ class _Chain:
             raise
         finally:
             code = code if code is not grpc.StatusCode.OK else _code_set(context)
-            if span.is_recording():
+            if span is not None:
                 span.set_attributes({"rpc.grpc.status_code": code.value[0], "skerry.caller": call.caller})
                 if code is not grpc.StatusCode.OK:
                     span.set_status(Status(StatusCode.ERROR, code.name))
                 span.end()
-            self._count(call.caller, code)
-            if not self._streams:
-                self._histogram.observe(time.perf_counter() - started)
+            self._metrics.ended(call.caller, code, None if self._streams else time.perf_counter() - started)
 
     async def _serve_by_default_deadline(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         _deadline.set(time.monotonic() + self._default_deadline)
@@ -246,18 +226,16 @@ class _Chain:
             return grpc.StatusCode.CANCELLED
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             return grpc.StatusCode.UNKNOWN
-        if isinstance(error, SkerryError):
-            await self._abort(error, context)
         if isinstance(error, NotImplementedError) and _code_set(context) is grpc.StatusCode.UNIMPLEMENTED:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._path} is not implemented")
+        return await self._abort(error if isinstance(error, SkerryError) else self._unexpected(error), context)
+
+    def _unexpected(self, error: BaseException) -> Internal:
         log.error("call_failed", method=self._path, exc_info=error)
         trace_id = telemetry.current_trace_id()
-        await self._abort(
-            Internal(
-                f"{self._registry.service} failed unexpectedly; its log has the cause under trace id {trace_id}",
-                metadata={"trace_id": trace_id},
-            ),
-            context,
+        return Internal(
+            f"{self._registry.service} failed unexpectedly; its log has the cause under trace id {trace_id}",
+            metadata={"trace_id": trace_id},
         )
 
     async def _abort(self, error: SkerryError, context: grpc.aio.ServicerContext[Any, Any]) -> Never:
@@ -265,12 +243,6 @@ class _Chain:
         if error.code is grpc.StatusCode.UNAVAILABLE:
             trailing += _DO_NOT_RETRY
         await context.abort(error.code, error.message, trailing)
-
-    def _count(self, caller: str, code: grpc.StatusCode) -> None:
-        counter = self._counters.get((caller, code))
-        if counter is None:
-            counter = self._counters[caller, code] = _handled.labels(*self._labels, caller, code.name)
-        counter.inc()
 
 
 def _authenticate(secret: bytes, metadata: Mapping[str, Any]) -> str:

@@ -7,21 +7,23 @@ the services and not the processes they happen to share.
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from random import getrandbits
 from typing import Any
 
 import structlog
+from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
@@ -39,10 +41,11 @@ _SECRET_KEYS = frozenset({"token", "authorization", "secret", "value", "password
 serving: ContextVar[str] = ContextVar("serving", default="")
 """The service on whose behalf the current task works; empty outside of a call."""
 
+_traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 _trace_context = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
-_ids = RandomIdGenerator()
 _HIGHEST_PORTION = 1.0
+_VALID_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class _Telemetry:
@@ -105,78 +108,96 @@ def shutdown() -> None:
         _chosen.processor = None
 
 
-def current_trace_id() -> str:
-    """The trace id of the current call, 32 hex digits; all zeros outside of one."""
-    return f"{trace.get_current_span().get_span_context().trace_id:032x}"
-
-
 def current_traceparent() -> str:
-    """The W3C traceparent of the current span; its ids are zeros outside of one."""
-    return traceparent(trace.get_current_span().get_span_context())
+    """The W3C traceparent of what the current task serves; empty outside of a request."""
+    return _traceparent.get()
 
 
-def traceparent(span: SpanContext) -> str:
-    """The W3C traceparent header of a span."""
-    return f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
-
-
-def extract(carrier: Mapping[str, str]) -> Context:
-    """The context (parent span and baggage) that `carrier`, headers or metadata with lower-case keys, names."""
-    if not carrier.get("traceparent"):
-        context = Context()
-    else:
-        context = _trace_context.extract(carrier, Context())
-    return _baggage.extract(carrier, context) if "baggage" in carrier else context
-
-
-def inject_baggage(carrier: MutableMapping[str, str]) -> None:
-    """Add the baggage of the current context to `carrier`, if there is any."""
-    _baggage.inject(carrier)
+def current_trace_id() -> str:
+    """The trace id of what the current task serves, 32 hex digits; empty outside of a request."""
+    return _traceparent.get()[3:35]
 
 
 class Tracer:
-    """Starts the spans of one service."""
+    """Begins the spans of one service; it follows a later `setup`.
+
+    While nothing is exported there are no spans: a request then only carries its traceparent, or one that begins here.
+    """
 
     def __init__(self, service: str) -> None:
         self.exports = False
+        self._tracer: trace.Tracer = trace.NoOpTracer()
         self.bind(service)
 
     def bind(self, service: str) -> None:
         """Follow the latest `setup`."""
         self.exports = _chosen.processor is not None
-        self._tracer: trace.Tracer = trace.NoOpTracer()
         if _chosen.processor is not None:
-            attributes = {"service.name": service, "skerry.region": _chosen.region}
-            provider = TracerProvider(
-                sampler=ParentBased(TraceIdRatioBased(_chosen.portion)), resource=Resource.create(attributes)
-            )
+            resource = Resource.create({"service.name": service, "skerry.region": _chosen.region})
+            provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(_chosen.portion)), resource=resource)
             provider.add_span_processor(_chosen.processor)
             self._tracer = provider.get_tracer("skerry")
 
-    def start(
-        self, name: str, kind: SpanKind, parent: Context | None = None, attributes: Mapping[str, str] | None = None
-    ) -> Span:
-        """Start a span, a child of the one in `parent` (default: the current context). The caller ends it.
+    def serve(self, name: str, carrier: Mapping[str, str], attributes: Mapping[str, str]) -> Span | None:
+        """Begin to serve a request that came with `carrier` (headers or metadata, keys in lower case).
 
-        While nothing is exported, it only carries ids: the trace's, new ones where it begins here.
+        Its trace and baggage are the current ones for the rest of this task. While traces are exported, returns the
+        span, for the caller to end.
         """
-        if self.exports:
-            return self._tracer.start_span(name, parent, kind, attributes)
-        above = trace.get_current_span(parent).get_span_context()
-        trace_id = above.trace_id or _ids.generate_trace_id()
-        return NonRecordingSpan(SpanContext(trace_id, _ids.generate_span_id(), False, TraceFlags(above.trace_flags)))
+        if not self.exports:
+            header = carrier.get("traceparent", "")
+            _traceparent.set(header if _VALID_TRACEPARENT.fullmatch(header) else _new_traceparent())
+            if "baggage" in carrier:
+                otel_context.attach(_baggage.extract(carrier, Context()))
+            return None
+        parent = _baggage.extract(carrier, _trace_context.extract(carrier, Context()))
+        span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+        otel_context.attach(trace.set_span_in_context(span, parent))
+        _traceparent.set(traceparent_of(span))
+        return span
+
+    def call(self, name: str, attributes: Mapping[str, str]) -> Span | None:
+        """Begin a call of another service. While traces are exported, returns the span, for the caller to end."""
+        return self._tracer.start_span(name, None, SpanKind.CLIENT, attributes) if self.exports else None
+
+    @contextmanager
+    def span(self, name: str, attributes: Mapping[str, str] | None = None) -> Iterator[None]:
+        """A step of what the current task does, as a span of its own while traces are exported."""
+        if not self.exports:
+            yield
+            return
+        with self._tracer.start_as_current_span(name, attributes=attributes) as span:
+            token = _traceparent.set(traceparent_of(span))
+            try:
+                yield
+            finally:
+                _traceparent.reset(token)
 
 
 def tracer(service: str) -> Tracer:
-    """The tracer of `service`; it follows a later `setup`."""
+    """The tracer of `service`."""
     if service not in _chosen.tracers:
         _chosen.tracers[service] = Tracer(service)
     return _chosen.tracers[service]
 
 
-def attach(span: Span, context: Context | None = None) -> None:
-    """Make `span` the current one for the rest of this task (its context is not restored)."""
-    otel_context.attach(trace.set_span_in_context(span, context))
+def traceparent_of(span: Span) -> str:
+    """The W3C traceparent that makes `span` the parent of what is called."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def baggage_header() -> str | None:
+    """The baggage of the current request as a header's value; None if there is none."""
+    if not baggage.get_all():
+        return None
+    carrier: dict[str, str] = {}
+    _baggage.inject(carrier)
+    return carrier.get("baggage")
+
+
+def _new_traceparent() -> str:
+    return f"00-{getrandbits(128) or 1:032x}-{getrandbits(64) or 1:016x}-00"
 
 
 def _otlp_processor(endpoint: str) -> SpanProcessor:
@@ -190,9 +211,8 @@ def _otlp_processor(endpoint: str) -> SpanProcessor:
 def _add_origin(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     event.setdefault("service", serving.get() or _chosen.service)
     event.setdefault("region", _chosen.region)
-    span = trace.get_current_span().get_span_context()
-    if span.is_valid:
-        event.setdefault("trace_id", f"{span.trace_id:032x}")
+    if trace_id := current_trace_id():
+        event.setdefault("trace_id", trace_id)
     return event
 
 
