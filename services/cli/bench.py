@@ -1,0 +1,74 @@
+"""`skerry bench`: each starts what it measures in a temporary folder, and removes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.console import AsJson, print_json, print_table, progress, reports_errors
+
+app = typer.Typer(no_args_is_help=True, help="Benchmarks. They need no running mesh.")
+
+_SECONDS = 5.0
+
+
+@app.command()
+@reports_errors
+def create(as_json: AsJson = False) -> None:
+    """Creates a second and their latency: one process or several, gRPC or REST, 1 or 32 at once, beside their floor."""
+    from services.cli.benchmarks.creating import bench_create
+
+    result = _measured(bench_create)
+    if as_json:
+        print_json(result)
+        return
+    floor = result["floor"]
+    print_table(("FLOOR", "MS"), [("gRPC echo", floor["echo_ms"]), ("durable commit", floor["commit_ms"])], empty="")
+    columns = ("wiring", "via", "concurrency", "creates", "per_second", "p50_ms", "p99_ms", "ratio")
+    rows = [[run[column] for column in columns] for run in result["runs"]]
+    print_table([column.upper() for column in columns], rows, empty="")
+
+
+@app.command()
+@reports_errors
+def start(as_json: AsJson = False) -> None:
+    """Machines started a second, and from the request to `started`, under the process driver."""
+    from services.cli.benchmarks.starting import bench_start
+
+    _print(_measured(bench_start), as_json)
+
+
+@app.command()
+@reports_errors
+def place(
+    workers: Annotated[int, typer.Option(min=1, help="Workers to place on.")] = 10_000, as_json: AsJson = False
+) -> None:
+    """Placements a second on a fleet, beside a plain sort of it by free memory."""
+    from services.scheduler.benchmark import bench_place
+
+    _print(_measured(lambda _: bench_place(workers, _SECONDS, Random(os.urandom(8)))), as_json)
+
+
+@app.command()
+@reports_errors
+def convert(as_json: AsJson = False) -> None:
+    """Conversions of a machine's configuration a second."""
+    from services.cli.benchmarks.converting import bench_convert
+
+    _print(_measured(bench_convert), as_json)
+
+
+def _measured(benchmark: Callable[[Callable[[str], None]], dict[str, Any]]) -> dict[str, Any]:
+    with progress("measuring") as tell:
+        return benchmark(tell)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        print_table([name.upper() for name in result], [list(result.values())], empty="")

@@ -1,0 +1,91 @@
+"""What commands print: results on stdout, prose and progress on stderr, errors in a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from services.cli.mesh import MeshError
+from services.cli.ports import NoPorts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WIDTH_OF_FILES = 160
+
+Directory = Annotated[
+    Path | None, typer.Option("--dir", help="Where the mesh lives (default: that of the last `skerry up`).")
+]
+RegionCode = Annotated[str | None, typer.Option("--region", help="Region to ask; needed when the mesh has several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class CommandError(Exception):
+    """A command could not do what it was asked; the message is for the user."""
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Make expected errors of `command` a line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (CommandError, MeshError, NoPorts) as error:
+            say(f"error: {error}")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def say(text: str) -> None:
+    """Prose, for the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command."""
+    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """A table on stdout, or the sentence `empty` on stderr when there are no rows."""
+    if not rows:
+        say(empty)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES).print(table)
+
+
+@contextlib.contextmanager
+def progress(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that `doing` goes on; the callable that it gives says how far it is."""
+    if not sys.stderr.isatty():
+        said: set[str] = set()
+
+        def tell(text: str) -> None:
+            if text not in said:
+                said.add(text)
+                say(text)
+
+        yield tell
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(doing) as status:
+        yield status.update

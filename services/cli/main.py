@@ -1,0 +1,49 @@
+"""The `skerry` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from services.cli import apps, bench, machines, run, up
+
+app = typer.Typer(
+    name="skerry",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A regional machines control plane: every region an island.",
+)
+app.command("up")(up.up)
+app.command("down")(up.down)
+app.command("run")(run.run)
+app.add_typer(apps.app, name="apps")
+app.add_typer(machines.app, name="machines")
+app.add_typer(bench.app, name="bench")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"skerry {version('skerry')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A regional machines control plane: every region an island."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
