@@ -7,14 +7,14 @@ import time
 from random import Random
 
 import numpy as np
+from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
+from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
+from skerry.types.v1.resources_pb2 import Resources
 
 from services.runtime.ids import AppId, WorkerId
 from services.runtime.resources import RESOURCE_FIELDS, from_vector
 from services.scheduler.fleet import Fleet, Need
 from services.scheduler.placement import Candidate, rank
-from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
-from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
-from skerry.types.v1.resources_pb2 import Resources
 
 _GIB = 1 << 30
 _WORKER_SIZES = ((16, 64), (32, 128), (64, 256))
@@ -24,7 +24,7 @@ _FULL = 0.6
 
 
 def fleet_of(workers: int, random: Random, *, full: float = _FULL) -> Fleet:
-    """A fleet of `workers` of three sizes that machines of 500 apps fill to about the part `full`; 1 in 50 is cordoned."""
+    """A fleet of `workers` of three sizes, each about `full` (0..1) of machines of 500 apps; 1 in 50 is cordoned."""
     fleet = Fleet(random)
     for number in range(workers):
         cpus, gib = random.choice(_WORKER_SIZES)
@@ -48,8 +48,9 @@ def fleet_of(workers: int, random: Random, *, full: float = _FULL) -> Fleet:
 def bench_place(workers: int, seconds: float, random: Random) -> dict[str, float | int]:
     """Place machines in a fleet of `workers` for about `seconds`, each with what the log brings of it afterwards.
 
-    Answers workers, per_second, p50_ms and p99_ms of a placement, and yardstick_per_second: the same number for sorting all workers by
-    their free memory, once a placement. Both are measured in turns, so that what else the machine does falls on both.
+    Answers workers; per_second, placements with their log entries; p50_ms and p99_ms of a placement alone; and
+    yardstick_per_second, sorts of all workers by their free memory. Both are measured in turns, so that what else the
+    machine does falls on both.
     """
     fleet = fleet_of(workers, random)
     generator = np.random.default_rng(random.getrandbits(64))
@@ -70,15 +71,19 @@ def bench_place(workers: int, seconds: float, random: Random) -> dict[str, float
             durations.append(took)
             placing += took
             answers.append((need, candidates))
+        log = [
+            _machine(f"m-{number}", need, candidates[0].worker_id)
+            for number, (need, candidates) in enumerate(answers)
+            if candidates
+        ]
         began = time.perf_counter()
-        for number, (need, candidates) in enumerate(answers):
-            if candidates:
-                fleet.put_machine(_machine(f"m-{placed + number}", need, candidates[0].worker_id))
+        for record in log:
+            fleet.put_machine(record)
         placing += time.perf_counter() - began
-        for number in range(len(answers)):
-            # The fleet stays as full as it is.
-            fleet.put_machine(MachineRecord(id=f"m-{placed + number}", state=MACHINE_STATE_DESTROYED))
         placed += len(answers)
+        for record in log:
+            # The fleet stays as full as it is.
+            fleet.put_machine(MachineRecord(id=record.id, state=MACHINE_STATE_DESTROYED))
         for _ in range(16):
             began = time.perf_counter()
             np.argsort(fleet.usable[memory, : len(fleet)])

@@ -1,7 +1,7 @@
 """The fleet as numpy columns: what every worker has, what is reserved on it, and where each app's machines are.
 
-A cache of the store's log. A change costs the same however large the fleet is. `rank` and `explain` only read, and nothing changes
-between two lines of theirs, so to them a `Fleet` is a snapshot.
+A cache of the store's log. A change costs the same however large the fleet is. `rank` and `explain` only read, and
+nothing changes between two lines of theirs, so to them a `Fleet` is a snapshot.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
+from skerry.types.v1.machine_pb2 import HOST_STATUS_UNREACHABLE, MACHINE_STATE_DESTROYED, MachineState
 
 from services.runtime.ids import AppId, MachineId, WorkerId
 from services.runtime.resources import RESOURCE_FIELDS, to_vector
-from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
-from skerry.types.v1.machine_pb2 import HOST_STATUS_UNREACHABLE, MACHINE_STATE_DESTROYED, MachineState
 
 Amounts = NDArray[np.int64]
 Rows = NDArray[np.intp]
@@ -28,14 +28,15 @@ _T = TypeVar("_T", bound=np.generic)
 _FIRST_ROWS = 64
 _SPARSE_WORKERS = 64
 _EVERYBODY = 0
+_NOWHERE: Mapping[WorkerId, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What a machine asks of a worker.
 
-    `amounts` is in the order of `RESOURCE_FIELDS`. An empty `host_dedication_id` asks for a host that is everybody's, an empty
-    `required_worker_id` for any worker.
+    `amounts` is in the order of `RESOURCE_FIELDS`. An empty `host_dedication_id` asks for a host that is everybody's,
+    an empty `required_worker_id` for any worker.
     """
 
     app_id: AppId
@@ -53,7 +54,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a machine is: `amounts` (in the order of `RESOURCE_FIELDS`) are reserved on its worker and on the one it leaves."""
+    """Where a machine is: `amounts`, in the order of `RESOURCE_FIELDS`, are held on its worker and on the one it leaves."""
 
     app_id: AppId
     worker_id: WorkerId
@@ -112,7 +113,7 @@ class Fleet:
     """By row: it cannot be reached, or nothing is known of it but that machines are on it."""
 
     def __init__(self, random: Random, *, expected_limit: int = 4096) -> None:
-        """`random` orders the rows; at most `expected_limit` answered placements are remembered, the oldest go first."""
+        """`random` orders the rows; of answered placements the newest `expected_limit` are remembered."""
         self.machines: dict[MachineId, Placement] = {}
         self._random = random
         self._ids: list[WorkerId] = []
@@ -127,7 +128,7 @@ class Fleet:
         self.cordoned = np.zeros(_FIRST_ROWS, np.bool_)
         self.lost = np.zeros(_FIRST_ROWS, np.bool_)
         self._dedications: dict[str, int] = {"": _EVERYBODY}
-        # An app on few workers is a dictionary, one on many a column: a loop over thousands of workers would be too slow.
+        # An app on few workers is a dictionary, one on many a column: a loop over thousands would be too slow.
         self._sparse: dict[AppId, dict[WorkerId, int]] = {}
         self._dense: dict[AppId, _Dense] = {}
         self._scratch: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
@@ -182,21 +183,27 @@ class Fleet:
         """Machines of an app by worker, with the placements that are not in the log yet."""
         dense = self._dense.get(app_id)
         if dense is None:
-            return dict(self._sparse.get(app_id, {}))
+            return dict(self._sparse.get(app_id, _NOWHERE))
         return {self._ids[row]: int(dense.column[row]) for row in dense.column.nonzero()[0]}
 
     def machines_of(self, app_id: AppId, rows: Rows) -> NDArray[np.int64] | None:
-        """How many machines of an app each of `rows` has; None when none of the fleet has any."""
+        """How many machines of an app each of `rows` (in order, at least one) has; None when none has any."""
         dense = self._dense.get(app_id)
         if dense is not None:
             return dense.column.take(rows)
-        sparse = self._sparse.get(app_id)
-        if not sparse:
+        row_of, first, last = self._row, rows[0].item(), rows[-1].item()
+        near = [
+            (row, machines)
+            for worker_id, machines in self._sparse.get(app_id, _NOWHERE).items()
+            if first <= (row := row_of[worker_id]) <= last
+        ]
+        if not near:
             return None
-        places = [self._row[worker_id] for worker_id in sparse]
-        self._scratch[places] = list(sparse.values())
+        for row, machines in near:
+            self._scratch[row] = machines
         counts = self._scratch.take(rows)
-        self._scratch[places] = 0
+        for row, _ in near:
+            self._scratch[row] = 0
         return counts
 
     def put_worker(self, record: WorkerRecord) -> None:
@@ -237,10 +244,9 @@ class Fleet:
                 return
             self._release(before)
         self._hold(after)
-        self._meet((after.app_id, after.worker_id, after.amounts))
 
     def expect(self, need: Need, worker_id: WorkerId, until: float) -> None:
-        """Count a placement that was just answered as if it were in the log, until the log tells of it or `expire(until)`.
+        """Count a placement that was just answered as if it were in the log, until the log has it or `expire(until)`.
 
         It lowers `usable`, never `free`: a create that fails afterwards cannot make the fleet look full.
         """
@@ -262,41 +268,48 @@ class Fleet:
         """Whether a placement may be under way that the log does not tell of yet."""
         return bool(self._expected)
 
-    def _meet(self, key: tuple[AppId, WorkerId, tuple[int, ...]]) -> None:
-        expected = self._expected_by_key.get(key)
-        if expected:
-            self._drop(expected[0])
-
     def _drop(self, expected: _Expected) -> None:
         if not expected.open:
             return
-        expected.open = False
-        # Those of one key expire, and are met, in the order they came: it is always the first.
-        same = self._expected_by_key[expected.key]
-        same.popleft()
-        if not same:
-            del self._expected_by_key[expected.key]
+        self._close(expected.key)
         app_id, worker_id, amounts = expected.key
         self.usable[:, self._row[worker_id]] += np.array(amounts, np.int64)
         self._count(app_id, worker_id, -1)
 
+    def _close(self, key: tuple[AppId, WorkerId, tuple[int, ...]]) -> bool:
+        """Close the oldest expectation of `key`; those of one key expire, and are met, in the order they came."""
+        same = self._expected_by_key.get(key)
+        if not same:
+            return False
+        same.popleft().open = False
+        if not same:
+            del self._expected_by_key[key]
+        return True
+
     def _hold(self, placement: Placement) -> None:
-        self._reserve(placement, +1)
+        if self._close((placement.app_id, placement.worker_id, placement.amounts)):
+            # What was expected is counted everywhere but in `free`.
+            self.free[:, self._row[placement.worker_id]] -= np.array(placement.amounts, np.int64)
+            self._reserve(placement.leaving_worker_id, placement.amounts, +1)
+            return
+        self._reserve(placement.worker_id, placement.amounts, +1)
+        self._reserve(placement.leaving_worker_id, placement.amounts, +1)
         if placement.worker_id:
             self._count(placement.app_id, placement.worker_id, +1)
 
     def _release(self, placement: Placement) -> None:
-        self._reserve(placement, -1)
+        self._reserve(placement.worker_id, placement.amounts, -1)
+        self._reserve(placement.leaving_worker_id, placement.amounts, -1)
         if placement.worker_id:
             self._count(placement.app_id, placement.worker_id, -1)
 
-    def _reserve(self, placement: Placement, sign: int) -> None:
-        amounts = np.array(placement.amounts, np.int64) * sign
-        for worker_id in {placement.worker_id, placement.leaving_worker_id}:
-            if worker_id:
-                row = self._row_for(worker_id)
-                self.free[:, row] -= amounts
-                self.usable[:, row] -= amounts
+    def _reserve(self, worker_id: WorkerId, amounts: tuple[int, ...], sign: int) -> None:
+        if not worker_id:
+            return
+        row = self._row_for(worker_id)
+        taken = np.array(amounts, np.int64) * sign
+        self.free[:, row] -= taken
+        self.usable[:, row] -= taken
 
     def _count(self, app_id: AppId, worker_id: WorkerId, change: int) -> None:
         dense = self._dense.get(app_id)

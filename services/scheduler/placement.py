@@ -16,10 +16,10 @@ from services.scheduler.fleet import Amounts, Fleet, Need, Rows
 
 SAMPLING_ABOVE = 2_000
 """In a larger fleet a random sample of the workers is looked at, as long as enough of them are feasible."""
-SAMPLE = 512
+SAMPLE = 256
 """Workers in a sample; the last one of a fleet may have up to twice as many."""
-ENOUGH = 64
-"""Feasible workers that make a sample good enough: the best of them is expected among the best 2 % of all that are feasible."""
+ENOUGH = 32
+"""Feasible workers that make a sample good enough: the best of them is expected among the best 3 % of all feasible."""
 NEARLY_EQUAL = 1 / 128
 """Fits that are closer than this part of a worker are a tie, which is broken at random."""
 
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Workers that were left out for one reason; `most_free` is the most that any of them has of what is short, in its unit."""
+    """Workers that were left out for one reason; `most_free` is the most any of them has of what is short, in its unit."""
 
     reason: str
     workers: int
@@ -54,9 +54,9 @@ class Rejection:
 def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 3) -> list[Candidate]:
     """Rank workers for `need`, best first, at most `limit`; empty if none is feasible (see `explain`).
 
-    Fewest machines of the app come first, then the fullest after it (mean over the amounts that are asked for). All workers are looked
-    at in a fleet of up to `SAMPLING_ABOVE`, or when few are feasible; else a random sample, in the manner of the power of k choices
-    (Ousterhout et al., Sparrow, SOSP 2013).
+    Fewest machines of the app come first, then the fullest after it (mean over the amounts that are asked for). All
+    workers are looked at in a fleet of up to `SAMPLING_ABOVE`, or when few are feasible; else a random sample, in the
+    manner of the power of k choices (Ousterhout et al., Sparrow, SOSP 2013).
     """
     if need.required_worker_id:
         row = fleet.row_of(need.required_worker_id)
@@ -77,7 +77,10 @@ def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 
 
 
 def explain(fleet: Fleet, need: Need) -> list[Rejection]:
-    """Why workers are left out, over the whole fleet. A worker counts for its first reason, so with the feasible ones they add up."""
+    """Why workers are left out, over the whole fleet: each counts for its first reason, so all add up with the feasible.
+
+    `most_free` lets the user see what smaller need would have passed there.
+    """
     size = len(fleet)
     everyone = slice(0, size)
     left = np.ones(size, np.bool_)
@@ -114,9 +117,9 @@ def _feasible(fleet: Fleet, available: Amounts, need: Need, rows: slice) -> Rows
     if need.host_dedication_id:
         fits = fleet.takes_new[rows] & fleet.dedicated_to(need.host_dedication_id, rows)
     else:
-        fits = fleet.for_everybody[rows]
+        fits = fleet.for_everybody[rows].copy()
     for column, amount in need.columns:
-        fits = fits & (available[column, rows] >= amount)
+        fits &= available[column, rows] >= amount
     feasible: Rows = fits.nonzero()[0] + rows.start
     if need.excluded_worker_ids:
         feasible = feasible[~np.isin(feasible, fleet.rows_of(need.excluded_worker_ids))]
@@ -128,31 +131,28 @@ def _best(
 ) -> list[Candidate]:
     if not len(rows):
         return []
-    slack: NDArray[np.float64] = np.zeros(len(rows))
+    order: NDArray[np.float64] = np.zeros(len(rows))
     for column, amount in need.columns:
-        slack += (available[column].take(rows) - amount) * fleet.inverse_capacity[column].take(rows)
-    slack *= 1 / max(1, len(need.columns))
-    # Slack is below 1 and machines are whole: the spread decides, then the fit, then chance.
-    order = slack * (1 - NEARLY_EQUAL)
+        left = available[column].take(rows)
+        left -= amount
+        order += left * fleet.inverse_capacity[column].take(rows)
+    # What is left is below 1 and machines are whole: the spread decides, then the fit, then chance.
+    order *= (1 - NEARLY_EQUAL) / max(1, len(need.columns))
     order += random.random(len(rows)) * NEARLY_EQUAL
     counts = fleet.machines_of(need.app_id, rows)
     if counts is not None:
         order += counts
     candidates = []
     for place in _smallest(order, limit):
-        machines = 0 if counts is None else int(counts[place])
-        candidates.append(
-            Candidate(
-                worker_id=fleet.worker_at(int(rows[place])),
-                score=1 / (1 + float(order[place])),
-                reasons=(f"machines of the app: {machines}", f"full after it: {1 - slack[place]:.0%}"),
-            )
-        )
+        rest = order[place].item()
+        machines = 0 if counts is None else counts[place].item()
+        reasons = (f"machines of the app: {machines}", f"full after it: {round(100 * (1 - rest + machines))} %")
+        candidates.append(Candidate(fleet.worker_at(rows[place].item()), 1 / (1 + rest), reasons))
     return candidates
 
 
 def _smallest(order: NDArray[np.float64], limit: int) -> list[int]:
-    """Places of the `limit` smallest, smallest first. Consumes nothing: for a few, looking again is cheaper than sorting."""
+    """Places of the `limit` smallest, smallest first: for a few, looking again is cheaper than sorting."""
     if limit > 8:
         return [int(place) for place in np.argsort(order)[:limit]]
     remaining = order.copy()
