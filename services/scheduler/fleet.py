@@ -54,7 +54,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a machine is: `amounts`, in the order of `RESOURCE_FIELDS`, are held on its worker and on the one it leaves."""
+    """Where a machine is; `amounts`, in the order of `RESOURCE_FIELDS`, are held there and on the worker it leaves."""
 
     app_id: AppId
     worker_id: WorkerId

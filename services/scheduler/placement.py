@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Workers that were left out for one reason; `most_free` is the most any of them has of what is short, in its unit."""
+    """Workers that were left out for one reason; `most_free` is the most any of them has of what is short."""
 
     reason: str
     workers: int
@@ -77,7 +77,7 @@ def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 
 
 
 def explain(fleet: Fleet, need: Need) -> list[Rejection]:
-    """Why workers are left out, over the whole fleet: each counts for its first reason, so all add up with the feasible.
+    """Why workers of the whole fleet are left out: each counts for its first reason, so all add up with the feasible.
 
     `most_free` lets the user see what smaller need would have passed there.
     """
