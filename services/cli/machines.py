@@ -67,7 +67,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a machine and start it: `machines create APP --file web.json` or `… --image NAME -- COMMAND…`."""
-    body = _request(file, image=image, name=name, env=env, cpus=cpus, memory=memory, command=command)
+    body = request_body(file, image=image, name=name, env=env, cpus=cpus, memory=memory, command=command)
     if skip_launch:
         body["skip_launch"] = True
     if region is not None:
@@ -141,7 +141,7 @@ def update(
     api = Api.of(directory, region)
     present = api.call("GET", "apps", app_name, "machines", machine)
     base = None if file else {"config": present["config"]}
-    body = _request(file, base, image=image, name=name, env=env, cpus=cpus, memory=memory, command=command)
+    body = request_body(file, base, image=image, name=name, env=env, cpus=cpus, memory=memory, command=command)
     body["current_version"] = present["instance_id"]
     if skip_launch:
         body["skip_launch"] = True
@@ -286,7 +286,7 @@ def _settled(api: Api, app_name: str, machine: str) -> dict[str, Any]:
     return record
 
 
-def _request(
+def request_body(
     file: Path | None,
     base: dict[str, Any] | None = None,
     *,

@@ -55,10 +55,10 @@ def bench_create(tell: Callable[[str], None]) -> dict[str, Any]:
                         ],
                     }
                 )
-    return _report(serial=phases[1], concurrent=phases[3])
+    return report(serial=phases[1], concurrent=phases[3])
 
 
-def _report(*, serial: dict[str, Any], concurrent: dict[str, Any]) -> dict[str, Any]:
+def report(*, serial: dict[str, Any], concurrent: dict[str, Any]) -> dict[str, Any]:
     echo = quantile(serial["echo"]["latencies_ms"], 0.5)
     commit = quantile(serial["commit"]["latencies_ms"], 0.5)
     runs: list[dict[str, Any]] = []

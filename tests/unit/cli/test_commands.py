@@ -1,0 +1,81 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.main import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("skerry 0.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["apps", "list"], ["machines", "list", "a"], ["down"], ["run", "set", "--region", "iad"]],
+)
+def test_without_a_mesh_commands_say_what_to_do(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "mesh.json").write_text(json.dumps({"version": 1, "regions": {}, "sets": None, "workers": 2}))
+    where = tmp_path if command[0] == "run" else tmp_path / "nothing-here"
+    result = runner.invoke(app, [*command, "--dir", str(where)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+
+
+def test_with_several_regions_a_command_never_guesses(tmp_path: Path) -> None:
+    endpoints = {
+        "regions": {"syd": {"rest": "http://127.0.0.1:9"}, "iad": {"rest": "http://127.0.0.1:9"}},
+        "token": "t",
+    }
+    (tmp_path / "endpoints.json").write_text(json.dumps(endpoints))
+    result = runner.invoke(app, ["apps", "list", "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "--region (syd, iad)" in result.stderr
+
+
+def test_a_gateway_that_is_not_there_is_told_of_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "endpoints.json").write_text(
+        json.dumps({"regions": {"syd": {"rest": "http://127.0.0.1:9"}}, "token": "t"})
+    )
+    result = runner.invoke(app, ["machines", "list", "web", "--dir", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "cannot be reached" in result.stderr
+
+
+def test_a_service_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["run", "proxy", "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "machine-store" in result.stderr
+
+
+def test_help_imports_no_service_and_no_network_library() -> None:
+    heavy = ("grpc", "asyncpg", "numpy", "httpx", "starlette", "services.machine_store", "services.scheduler")
+    code = f"import sys, services.cli.main\nprint([name for name in {heavy!r} if name in sys.modules])\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        began = time.monotonic()
+        arguments = [sys.executable, "-m", "services.cli.main", "--help"]
+        subprocess.run(arguments, stdout=subprocess.DEVNULL, check=True, timeout=30, env={**os.environ})
+        return time.monotonic() - began
+
+    assert min(seconds() for _ in range(3)) < 1.0
