@@ -1,0 +1,231 @@
+"""The REST face of the gateway: an ASGI application that turns requests into calls of the public gRPC service.
+
+It stands on a channel like any other client, so REST and gRPC pass the same interceptors and the same code. Every
+answer is JSON and carries `fly-request-id` and `traceparent`, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from random import Random
+from typing import Any
+
+import grpc
+from opentelemetry.trace import Span
+from skerry.machines.v1 import machines_pb2
+from starlette.types import Receive, Scope, Send
+
+from gateway.rest.answers import Answer, refusal, unknown_fields_warning
+from gateway.rest.routes import Router, routes_of
+from services.runtime import telemetry
+from services.runtime.clock import Clock
+from services.runtime.errors import (
+    DependencyDown,
+    Internal,
+    InvalidConfig,
+    MethodNotAllowed,
+    SkerryError,
+    TooLarge,
+    Violation,
+    WaitTimeout,
+)
+from services.runtime.ids import new_ulid
+from services.runtime.telemetry import log
+
+MAX_BODY_BYTES = 1 << 20
+MAX_DRAINED_BYTES = 16 << 20
+"""How much of a body that is too large is read before the answer: a client that still sends does not read."""
+BODY_SECONDS = 30.0
+"""How long a client may take to send a body."""
+CALL_SECONDS = 15.0
+LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0}
+"""Deadlines of the methods that may take longer than CALL_SECONDS."""
+DISCONNECT_AFTER_SECONDS = 0.05
+"""A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""
+
+HEALTH_PATH = "/healthz"
+
+_FORWARDED: Mapping[bytes, str] = {
+    b"authorization": "authorization",
+    b"idempotency-key": "idempotency-key",
+    b"fly-machine-lease-nonce": "fly-machine-lease-nonce",
+}
+"""Headers that the gRPC service reads as metadata."""
+_TRACE_HEADERS: Mapping[bytes, str] = {
+    b"traceparent": "traceparent",
+    b"tracestate": "tracestate",
+    b"baggage": "baggage",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}").fullmatch
+_JSON = (b"content-type", b"application/json")
+
+
+class _ClientGone(Exception):
+    """The client closed its connection: nobody reads an answer."""
+
+
+class RestApp:
+    """The ASGI application. `channel` leads to the public Machines service of this gateway."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, ready: Callable[[], bool], clock: Clock, random: Random) -> None:
+        """`ready` says whether the gateway has caught up: `GET /healthz` answers 503 until it has."""
+        routes = routes_of(machines_pb2.DESCRIPTOR.services_by_name["Machines"])
+        self._router = Router(routes)
+        self._calls: dict[str, Callable[..., Awaitable[Any]]] = {
+            route.path: channel.unary_unary(
+                route.path,
+                request_serializer=route.request.SerializeToString,
+                response_deserializer=route.response.FromString,
+            )
+            for route in routes
+        }
+        self._ready = ready
+        self._clock = clock
+        self._random = random
+        self._tracer = telemetry.tracer("gateway")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"only HTTP is served here, not {scope['type']}")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = headers.get(b"fly-request-id", b"").decode("latin-1")
+        if not _REQUEST_ID(request_id):
+            request_id = new_ulid(self._clock.now(), self._random)
+        # Every request has a task, and so a context, of its own: nothing that is set here has to be set back.
+        verb: str = scope["method"]
+        span = self._tracer.serve(f"HTTP {verb}", _texts(headers, _TRACE_HEADERS), {"http.request.method": verb})
+        telemetry.serving.set("gateway")
+        try:
+            answer = await self._answer(scope, headers, request_id, span, receive)
+        except _ClientGone:
+            if span is not None:
+                span.end()
+            return
+        except SkerryError as error:
+            answer = refusal(error)
+        except Exception as error:
+            log.error("request_failed", verb=verb, path=scope["path"], exc_info=error)
+            answer = refusal(
+                Internal(
+                    "the gateway failed unexpectedly; its log has the cause under trace id "
+                    f"{telemetry.current_trace_id()}"
+                )
+            )
+        if span is not None:
+            span.set_attribute("http.response.status_code", answer.status)
+            span.end()
+        start = {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                _JSON,
+                (b"content-length", b"%d" % len(answer.body)),
+                (b"fly-request-id", request_id.encode()),
+                (b"traceparent", telemetry.current_traceparent().encode()),
+                *answer.headers,
+            ],
+        }
+        await send(start)
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], request_id: str, span: Span | None, receive: Receive
+    ) -> Answer:
+        verb: str = scope["method"]
+        path: str = scope["raw_path"].decode("latin-1")
+        body = b""
+        if verb in ("POST", "PUT", "PATCH"):
+            # Also for what will be refused: a client that still sends does not read an answer.
+            body = await _read_body(receive)
+        if path == HEALTH_PATH:
+            return self._health(verb)
+        route, segments = self._router.find(verb, path)
+        if span is not None:
+            span.update_name(f"{verb} {route.template}")
+        request, unknown = route.read(segments, scope["query_string"], body)
+        metadata = [("fly-request-id", request_id), *_metadata(headers)]
+        timeout = LONG_CALL_SECONDS.get(route.rpc, CALL_SECONDS)
+        response = await _unless_gone(self._calls[route.path](request, timeout=timeout, metadata=metadata), receive)
+        return Answer(route.status, route.write(response), [unknown_fields_warning(unknown)] if unknown else [])
+
+    def _health(self, verb: str) -> Answer:
+        if verb != "GET":
+            raise MethodNotAllowed(f"{HEALTH_PATH} has no {verb}; it has: GET", metadata={"allow": "GET"})
+        if not self._ready():
+            raise DependencyDown("the gateway has not caught up with its region's log yet; try again", retry_after=1)
+        return Answer(200, b'{"status":"serving"}', [])
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """The whole body. Raises TooLarge after draining a bounded part of it, WaitTimeout, and _ClientGone."""
+    pieces: list[bytes] = []
+    size = 0
+    limit = MAX_BODY_BYTES
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise _ClientGone
+                piece: bytes = event.get("body", b"")
+                size += len(piece)
+                if size <= limit:
+                    pieces.append(piece)
+                else:
+                    pieces.clear()
+                if not event.get("more_body", False) or size > MAX_DRAINED_BYTES:
+                    break
+    except TimeoutError:
+        raise WaitTimeout(f"the request's body was not here within {BODY_SECONDS:g} s") from None
+    if size > limit:
+        raise TooLarge(f"the request's body is larger than {limit} bytes, which is the most that is taken")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _unless_gone(call: Awaitable[Any], receive: Receive) -> Any:
+    """The result of `call`, which is cancelled when the client goes away meanwhile; then raises _ClientGone."""
+    loop = asyncio.get_running_loop()
+    caller = asyncio.current_task()
+    assert caller is not None
+    watcher: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        caller.cancel()
+
+    def start_watching() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(DISCONNECT_AFTER_SECONDS, start_watching)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if gone and caller.uncancel() == 0:
+            raise _ClientGone from None
+        raise
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
+
+
+def _metadata(headers: Mapping[bytes, bytes]) -> Iterable[tuple[str, str]]:
+    """The headers that the service reads, as gRPC carries them. Raises InvalidConfig for what it could not carry."""
+    forwarded = _texts(headers, _FORWARDED)
+    for name, text in forwarded.items():
+        if not (text.isascii() and text.isprintable()):
+            raise InvalidConfig(
+                f"the header {name} must be printable ASCII", violations=[Violation(name, "must be printable ASCII")]
+            )
+    return forwarded.items()
+
+
+def _texts(headers: Mapping[bytes, bytes], names: Mapping[bytes, str]) -> dict[str, str]:
+    return {text: headers[name].decode("latin-1") for name, text in names.items() if name in headers}

@@ -1,0 +1,123 @@
+"""The door through which REST comes in: uvicorn, run as a component of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from random import Random
+
+import grpc
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.rest.answers import refusal
+from gateway.rest.app import RestApp
+from services.runtime.clock import Clock
+from services.runtime.errors import InvalidConfig
+from services.runtime.registry import Registry
+
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+DRAIN_SECONDS = 5
+
+
+class RestDoor:
+    """Serves the public API over REST on one address. `port` is 0 until it listens."""
+
+    name = "rest"
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        host: str,
+        port: int,
+        ready: Callable[[], bool],
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        """`channel` leads to the public Machines service; `ready` is what `GET /healthz` tells; port 0: any."""
+        self.port = 0
+        self._address = (host, port)
+        self._app = RestApp(channel, ready=ready, clock=clock, random=random)
+
+    def register(self, registry: Registry) -> None:
+        """Nothing: it has no gRPC service of its own."""
+
+    def listen(self) -> socket.socket:
+        """Take the address, before anything is served; `run` does it where it was not done. Raises OSError."""
+        host, port = self._address
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        # A port whose connections have just ended can be had at once; one that a process listens on cannot.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            raise OSError(
+                error.errno, f"cannot listen on {host}:{port} ({error.strerror}); is another process there?"
+            ) from error
+        self.port = listener.getsockname()[1]
+        return listener
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled; then finish the requests that are running, for a few seconds, and close."""
+        listener = self.listen()
+        config = uvicorn.Config(
+            self._app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            backlog=BACKLOG,
+            access_log=False,
+            log_config=None,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        server = _Server(config, on_start=ready)
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True
+            await serving
+            listener.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its handlers of signals, which are the process's own business."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP whose answer to what is no HTTP has the form of every other answer."""
+
+    def send_400_response(self, msg: str) -> None:
+        answer = refusal(InvalidConfig(f"this is not HTTP/1.1: {msg}"))
+        lines = [
+            b"HTTP/1.1 400 Bad Request",
+            b"content-type: application/json",
+            b"content-length: %d" % len(answer.body),
+            b"connection: close",
+            b"",
+            answer.body,
+        ]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()

@@ -1,0 +1,236 @@
+"""The routes of REST, made from the google.api.http annotations of a gRPC service: no route is written by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from google.api import annotations_pb2
+from google.api.http_pb2 import HttpRule
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from skerry.types.v1 import annotations_pb2 as options
+
+from gateway.rest.codec import decode, dump, invalid
+from gateway.rest.forms import is_map, json_name, message_of
+from gateway.rest.writing import encoder_of
+from services.runtime.errors import InvalidConfig, MethodNotAllowed, NotFound, Violation
+
+MOST_QUERY_FIELDS = 200
+
+_PARAMETER = re.compile(r"\{(\w+)\}").fullmatch
+_VERBS = ("get", "put", "post", "delete", "patch")
+_BOOLS: Mapping[str, bool] = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
+}
+
+SetParameter = Callable[[Any, str], None]
+"""Puts the text of a query parameter into a request. Raises ValueError, whose text says what it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of the API as REST has it.
+
+    `template` is its path, with parameters as in "/v1/apps/{app_name}"; `parameters` are the fields those set, by the
+    position of their segment. `status` is that of a success; `write` makes the body of its answer.
+    """
+
+    verb: str
+    template: str
+    segments: tuple[str | None, ...]
+    parameters: tuple[tuple[int, str], ...]
+    rpc: str
+    path: str
+    request: type[Message]
+    response: type[Message]
+    takes_body: bool
+    status: int
+    write: Callable[[Any], bytes]
+    query: Mapping[str, SetParameter]
+    query_maps: Mapping[str, str]
+
+    def read(self, segments: Sequence[str], query: bytes, body: bytes) -> tuple[Any, list[str]]:
+        """The request of a call to this route, and the paths in its body that are not known.
+
+        `segments` are those of its path, decoded; `query` is undecoded. Raises InvalidConfig.
+        """
+        request: Any
+        if self.takes_body and body:
+            request, unknown = decode(self.request, body)
+        else:
+            request, unknown = self.request(), []
+        for position, field in self.parameters:
+            setattr(request, field, segments[position])
+        if query:
+            self._read_query(request, query)
+        return request, unknown
+
+    def _read_query(self, request: Any, query: bytes) -> None:
+        try:
+            pairs = parse_qsl(
+                query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MOST_QUERY_FIELDS
+            )
+        except ValueError as error:
+            raise InvalidConfig(
+                f"the query is not percent-encoded UTF-8 of at most {MOST_QUERY_FIELDS} fields"
+            ) from error
+        violations: list[Violation] = []
+        for name, text in pairs:
+            if "\0" in text or "\0" in name:
+                violations.append(Violation(name.replace("\0", ""), "must not hold the character NUL"))
+                continue
+            prefix, dot, key = name.partition(".")
+            if dot and prefix in self.query_maps:
+                getattr(request, self.query_maps[prefix])[key] = text
+            elif text and (set_parameter := self.query.get(name)) is not None:
+                try:
+                    set_parameter(request, text)
+                except ValueError as error:
+                    violations.append(Violation(name, str(error)))
+        if violations:
+            raise invalid(violations)
+
+
+def routes_of(*services: ServiceDescriptor) -> list[Route]:
+    """The routes of every annotated method of `services`."""
+    return [
+        _route(method, rule)
+        for service in services
+        for method in service.methods
+        if (rule := method.GetOptions().Extensions[annotations_pb2.http]).WhichOneof("pattern")
+    ]
+
+
+class Router:
+    """Finds the route of a request: by the number of its segments, and by those that are no parameters."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes: dict[tuple[str | None, ...], dict[str, Route]] = {}
+        shapes: dict[int, set[tuple[int, ...]]] = {}
+        for route in routes:
+            self._routes.setdefault(route.segments, {})[route.verb] = route
+            positions = tuple(position for position, _ in route.parameters)
+            shapes.setdefault(len(route.segments), set()).add(positions)
+        # Fewer parameters first: a path that is written out comes before one that also fits a parameter.
+        self._shapes = {length: sorted(found, key=len) for length, found in shapes.items()}
+
+    def find(self, verb: str, raw_path: str) -> tuple[Route, Sequence[str]]:
+        """The route, and the decoded segments of the path.
+
+        `raw_path` is percent-encoded, so that an encoded slash does not part segments. Raises NotFound, and
+        MethodNotAllowed with the verbs that the path has in its metadata `allow`.
+        """
+        segments = raw_path[1:].split("/")
+        if "%" in raw_path:
+            try:
+                segments = [unquote(segment, errors="strict") for segment in segments]
+            except UnicodeDecodeError:
+                segments = []
+        for positions in self._shapes.get(len(segments), ()):
+            key: list[str | None] = list(segments)
+            for position in positions:
+                key[position] = None
+            by_verb = self._routes.get(tuple(key))
+            if by_verb is None or not all(segments[position] for position in positions):
+                continue
+            route = by_verb.get(verb)
+            if route is None:
+                allow = ", ".join(sorted(by_verb))
+                raise MethodNotAllowed(f"this path has no {verb}; it has: {allow}", metadata={"allow": allow})
+            return route, segments
+        raise NotFound("there is nothing at this path; the API's paths begin with /v1/apps")
+
+
+def _route(method: MethodDescriptor, rule: HttpRule) -> Route:
+    verb = rule.WhichOneof("pattern")
+    if verb not in _VERBS or rule.body not in ("", "*"):
+        raise TypeError(f'{method.full_name}: only {", ".join(_VERBS)} with body "*" or none are known here')
+    template: str = getattr(rule, verb)
+    segments: list[str | None] = []
+    parameters: list[tuple[int, str]] = []
+    for position, segment in enumerate(template[1:].split("/")):
+        parameter = _PARAMETER(segment)
+        segments.append(None if parameter else segment)
+        if parameter:
+            parameters.append((position, parameter[1]))
+    in_path = {field for _, field in parameters}
+    fields = [field for field in method.input_type.fields if field.name not in in_path]
+    service = method.containing_service
+    return Route(
+        verb=verb.upper(),
+        template=template,
+        segments=tuple(segments),
+        parameters=tuple(parameters),
+        rpc=method.name,
+        path=f"/{service.full_name}/{method.name}",
+        request=GetMessageClass(method.input_type),
+        response=GetMessageClass(method.output_type),
+        takes_body=rule.body == "*",
+        status=method.GetOptions().Extensions[options.http_status] or 200,
+        write=_writer(method, rule.response_body),
+        query={json_name(field): setter for field in fields if (setter := _setter(field)) is not None},
+        query_maps={json_name(field): field.name for field in fields if _is_string_map(field)},
+    )
+
+
+def _writer(method: MethodDescriptor, response_body: str) -> Callable[[Any], bytes]:
+    if not response_body:
+        encode = encoder_of(method.output_type)
+        return lambda response: dump(encode(response))
+    field = method.output_type.fields_by_name[response_body]
+    encode = encoder_of(message_of(field))
+    if field.is_repeated:
+        return lambda response: dump([encode(item) for item in getattr(response, response_body)])
+    return lambda response: dump(encode(getattr(response, response_body)))
+
+
+def _is_string_map(field: FieldDescriptor) -> bool:
+    return is_map(field) and message_of(field).fields_by_name["value"].type == FieldDescriptor.TYPE_STRING
+
+
+def _setter(field: FieldDescriptor) -> SetParameter | None:
+    read = _text_reader(field)
+    if read is None:
+        return None
+    name = field.name
+    if field.is_repeated:
+        return lambda request, text: getattr(request, name).append(read(text))
+    return lambda request, text: setattr(request, name, read(text))
+
+
+def _text_reader(field: FieldDescriptor) -> Callable[[str], Any] | None:
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return str
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return _read_bool
+    if field.cpp_type in _INTEGER_BOUNDS:
+        lowest, highest = _INTEGER_BOUNDS[field.cpp_type]
+        return lambda text: _read_integer(text, lowest, highest)
+    return None
+
+
+_INTEGER_BOUNDS: Mapping[int, tuple[int, int]] = {
+    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
+}
+
+
+def _read_bool(text: str) -> bool:
+    if text not in _BOOLS:
+        raise ValueError("must be true or false")
+    return _BOOLS[text]
+
+
+def _read_integer(text: str, lowest: int, highest: int) -> int:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and lowest <= int(text) <= highest):
+        raise ValueError(f"must be a whole number of {lowest}..{highest}")
+    return int(text)
