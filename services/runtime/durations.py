@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 NANOSECOND = 1
@@ -96,7 +97,7 @@ def _not_a_duration(text: str) -> ValueError:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+    return json.dumps(text if len(text) <= _SHOWN else text[:_SHOWN] + "…", ensure_ascii=False)
 
 
 def format_go_duration(nanoseconds: int) -> str:
