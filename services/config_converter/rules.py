@@ -5,6 +5,7 @@ Each adds to the Problems what is wrong, and returns a value that a spec can hol
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -40,12 +41,12 @@ _LONGEST_HOST_NAME = 253
 def shown(value: object) -> str:
     """A user's value for an error message: quoted, on one line, cut when it is long."""
     if isinstance(value, str):
-        return repr(value if len(value) <= _SHOWN else value[:_SHOWN] + "…")
+        return json.dumps(value if len(value) <= _SHOWN else value[:_SHOWN] + "…", ensure_ascii=False)
     return str(value)
 
 
 def member(path: str, key: str) -> str:
-    """The path of a map's entry: `env.A`, or `env['a b']` where the key would be hard to read."""
+    """The path of a map's entry: `env.A`, or `env["a b"]` where the key would be hard to read."""
     return f"{path}.{key}" if len(key) <= _SHOWN and _PLAIN_KEY(key) else f"{path}[{shown(key)}]"
 
 

@@ -50,6 +50,8 @@ def fill_files(
 
 def _fill_file(spec: FileSpec, file: File, problems: Problems) -> None:
     spec.path = guest_path(file.guest_path, "guest_path", problems)
+    if spec.path.endswith("/"):
+        problems.add("guest_path", f'must name a file, not end with "/", is {shown(file.guest_path)}')
     sources = [name for name in SOURCES if getattr(file, name)]
     if len(sources) != 1:
         has = " and ".join(sources) if sources else "none"
