@@ -210,17 +210,16 @@ class OwnedPostgres:
     def _clear_leftovers(self) -> bool:
         """Whether a server that died has left nothing in the way of a new one.
 
-        Its backends take a moment to go, and PostgreSQL refuses to start beside them. Its lock file stays, unless the
-        pid in it looks alive to PostgreSQL (a zombie's, or another process's by now): then it is removed.
+        Its backends take a moment to go, and PostgreSQL refuses to start beside them. Its lock files stay, except
+        where the pid in them looks alive to PostgreSQL (a zombie's, or another process's by now).
         """
-        lock_file = self.data_dir / "postmaster.pid"
-        if not lock_file.exists():
-            return True
-        if _lives_in(self.data_dir):
+        lock_files = (self.data_dir / "postmaster.pid", self.socket_dir / f"{_SOCKET_NAME}.lock")
+        if any(file.exists() for file in lock_files) and _lives_in(self.data_dir):
             return False
-        recorded = _recorded_pid(lock_file)
-        if recorded is not None and psutil.pid_exists(recorded):
-            lock_file.unlink(missing_ok=True)
+        for file in lock_files:
+            recorded = _recorded_pid(file)
+            if recorded is not None and psutil.pid_exists(recorded):
+                file.unlink(missing_ok=True)
         return True
 
     def _open_the_way(self) -> None:
