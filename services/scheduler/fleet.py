@@ -54,13 +54,22 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a machine is; `amounts`, in the order of `RESOURCE_FIELDS`, are held there and on the worker it leaves."""
+    """Where a machine is, and what is reserved for it there and on the worker it leaves.
+
+    Amounts are in the order of `RESOURCE_FIELDS`.
+    """
 
     app_id: AppId
     worker_id: WorkerId
-    leaving_worker_id: WorkerId
     amounts: tuple[int, ...]
+    leaving_worker_id: WorkerId
+    leaving_amounts: tuple[int, ...]
     state: MachineState.ValueType
+
+    @property
+    def gone(self) -> bool:
+        """It is destroyed; something may still be reserved on the worker that it left."""
+        return self.state == MACHINE_STATE_DESTROYED
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,23 +235,24 @@ class Fleet:
         """Take over what the log says of a machine."""
         machine_id = MachineId(record.id)
         before = self.machines.get(machine_id)
-        if record.state == MACHINE_STATE_DESTROYED:
-            if before is not None:
-                self._release(before)
-                del self.machines[machine_id]
-            return
         after = Placement(
             app_id=AppId(record.app_id),
             worker_id=WorkerId(record.worker_id),
-            leaving_worker_id=WorkerId(record.leaving_worker_id),
             amounts=tuple(to_vector(record.reserved)),
+            leaving_worker_id=WorkerId(record.leaving_worker_id),
+            leaving_amounts=tuple(to_vector(record.leaving_reserved)) if record.leaving_worker_id else (),
             state=record.state,
         )
+        if after.gone and not after.leaving_worker_id:
+            if before is not None:
+                self._change(before, -1)
+                del self.machines[machine_id]
+            return
         self.machines[machine_id] = after
         if before is not None:
             if _same_place(before, after):
                 return
-            self._release(before)
+            self._change(before, -1)
         self._hold(after)
 
     def expect(self, need: Need, worker_id: WorkerId, until: float) -> None:
@@ -287,21 +297,18 @@ class Fleet:
         return True
 
     def _hold(self, placement: Placement) -> None:
-        if self._close((placement.app_id, placement.worker_id, placement.amounts)):
+        if not placement.gone and self._close((placement.app_id, placement.worker_id, placement.amounts)):
             # What was expected is counted everywhere but in `free`.
             self.free[:, self._row[placement.worker_id]] -= np.array(placement.amounts, np.int64)
-            self._reserve(placement.leaving_worker_id, placement.amounts, +1)
-            return
-        self._reserve(placement.worker_id, placement.amounts, +1)
-        self._reserve(placement.leaving_worker_id, placement.amounts, +1)
-        if placement.worker_id:
-            self._count(placement.app_id, placement.worker_id, +1)
+            self._reserve(placement.leaving_worker_id, placement.leaving_amounts, +1)
+        else:
+            self._change(placement, +1)
 
-    def _release(self, placement: Placement) -> None:
-        self._reserve(placement.worker_id, placement.amounts, -1)
-        self._reserve(placement.leaving_worker_id, placement.amounts, -1)
-        if placement.worker_id:
-            self._count(placement.app_id, placement.worker_id, -1)
+    def _change(self, placement: Placement, sign: int) -> None:
+        self._reserve(placement.worker_id, placement.amounts, sign)
+        self._reserve(placement.leaving_worker_id, placement.leaving_amounts, sign)
+        if placement.worker_id and not placement.gone:
+            self._count(placement.app_id, placement.worker_id, sign)
 
     def _reserve(self, worker_id: WorkerId, amounts: tuple[int, ...], sign: int) -> None:
         if not worker_id:
@@ -393,6 +400,8 @@ def _same_place(before: Placement, after: Placement) -> bool:
     return (
         before.worker_id == after.worker_id
         and before.leaving_worker_id == after.leaving_worker_id
+        and before.leaving_amounts == after.leaving_amounts
+        and before.gone == after.gone
         and before.amounts == after.amounts
         and before.app_id == after.app_id
     )
