@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from google.protobuf.message import Message
 from skerry.converter.v1.converter_pb2 import PART_OWNER_REGION, ConversionResult
@@ -25,7 +26,10 @@ FIELDS_OF_NO_PART = frozenset({"unknown_members"})
 
 DEFAULT_PREFIX = "config"
 FIELDS_NAMED = 5
-"""Fields that the message of an error names; its violations hold them all."""
+"""Fields that the message of an error names at most; its violations hold more."""
+MESSAGE_BYTES = 800
+VIOLATION_BYTES = 3000
+"""With these an error stays below the 8 KiB of metadata that a gRPC client takes, however its text is encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,22 @@ def _blank_result(parts: tuple[Part, ...]) -> bytes:
 
 
 def invalid_config(problems: Problems, prefix: str = DEFAULT_PREFIX) -> InvalidConfig:
-    """The error for what the Problems hold, with `prefix` before every field."""
-    violations = tuple(Violation(f"{prefix}.{field}", why) for field, why in problems.found.items())
-    named = [f"{violation.field} {violation.why}" for violation in violations[:FIELDS_NAMED]]
-    others = len(violations) - len(named) + problems.left_out
+    """The error for what the Problems hold, with `prefix` before each field: as many as fit, the others are counted."""
+    violations = [Violation(f"{prefix}.{field}", why) for field, why in problems.found.items()]
+    total = len(violations) + problems.left_out
+    kept = _first(violations, VIOLATION_BYTES)
+    named = _first(kept[:FIELDS_NAMED], MESSAGE_BYTES)
+    message = "; ".join(f"{violation.field} {violation.why}" for violation in named)
+    others = total - len(named)
     if others:
-        named.append(f"and {others} more field{'s' if others > 1 else ''}")
-    return InvalidConfig("; ".join(named), violations=violations)
+        message += f"; and {others} more field{'s' if others > 1 else ''}"
+    return InvalidConfig(message, violations=kept)
+
+
+def _first(violations: Sequence[Violation], most_bytes: int) -> Sequence[Violation]:
+    """The first violations whose text has `most_bytes` at most; one at least."""
+    sizes = accumulate(len(violation.field.encode()) + len(violation.why.encode()) for violation in violations)
+    return violations[: max(1, sum(size <= most_bytes for size in sizes))]
 
 
 def owner_of(field: str, parts: Sequence[Part] = PARTS) -> Part:

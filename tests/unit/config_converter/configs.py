@@ -13,14 +13,29 @@ from services.config_converter.conversion import FIELDS_OF_NO_PART
 TEXTS = st.one_of(
     st.sampled_from(
         [
-            *("", "a", "A", "a.b", "/", "/data", "/a/../b", "data", "vol_a", "acme/api:7", "nginx", "GET", "YQ==", "%%%"),
+            *(
+                "",
+                "a",
+                "A",
+                "a.b",
+                "/",
+                "/data",
+                "/a/../b",
+                "data",
+                "vol_a",
+                "acme/api:7",
+                "nginx",
+                "GET",
+                "YQ==",
+                "%%%",
+            ),
             *("tcp", "udp", "http", "https", "tls", "pg_tls", "proxy_proto", "stop", "off", "always", "never", "no"),
             *("15s", "1m30s", "0s", "-1s", "1.5h", "9999999h", "µs", "shared", "performance", "a10", "shared-cpu-2x"),
             *("on-failure", "SIGTERM", "hourly", "healthy", "id", "region", "148e21ea7e46e8", "fdaa::3", "1.1.1.1:53"),
             *("readiness", "liveness", "informational", "requests", "connections", "memory", "disk", "cookie", "v2"),
         ]
     ),
-    st.text(st.characters(exclude_categories=("Cs",)), max_size=6),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
 )
 INTEGERS = st.one_of(
     st.sampled_from([-(2**63), -1, 0, 1, 2, 8, 80, 100, 256, 512, 2048, 65535, 65536, 2**31, 2**32, 2**63 - 1]),
@@ -65,11 +80,12 @@ def _one(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 
 
 def _single(field: FieldDescriptor) -> st.SearchStrategy[Any]:
-    if field.message_type is None:
+    nested = field.message_type
+    if nested is None:
         return _scalars(field)
-    if field.message_type.full_name == "google.protobuf.Value":
+    if nested.full_name == "google.protobuf.Value":
         return _VALUES
-    return st.deferred(lambda: _fields(field.message_type))
+    return st.deferred(lambda: _fields(nested))
 
 
 def fill(message: Any, fields: dict[str, Any]) -> None:
