@@ -1,0 +1,354 @@
+"""Creating and updating machines: the sagas, declared as tables of steps.
+
+Who calls is known before the first step, by the interceptor of the public door. The last step is the only one that
+leaves anything behind, and it is one durable transaction of the machine-store; so no step needs an undo. Whatever ends
+a process after that transaction, the machine exists and the reconciler of its region finishes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from skerry.converter.v1.converter_pb2 import ConversionResult, ConvertRequest
+from skerry.machines.v1 import machines_pb2 as api
+from skerry.scheduler.v1.scheduler_pb2 import PlaceRequest
+from skerry.store.v1 import store_pb2 as store
+from skerry.types.v1.resources_pb2 import Resources
+
+from gateway.apps import Apps
+from gateway.capacity import no_capacity
+from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
+from gateway.public import public_machine
+from gateway.retrying import Retries
+from gateway.saga import Saga, Step
+from services.runtime.clock import Clock
+from services.runtime.errors import InvalidConfig, NameTaken, NoCapacity, NotFound, Violation
+from services.runtime.ids import new_machine_id, new_ulid
+from services.runtime.regions import RegionMap
+from services.runtime.resources import RESOURCE_FIELDS, need_of
+
+if TYPE_CHECKING:
+    from skerry.converter.v1.converter_pb2_grpc import ConfigConverterAsyncStub
+    from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerAsyncStub
+    from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
+
+CANDIDATES = 3
+MOST_NAMES_TRIED = 5
+LONGEST_KEY = 255
+SOURCE = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What operations on machines need around them."""
+
+    cell: str
+    region: str
+    regions: RegionMap
+    apps: Apps
+    store: MachineStoreAsyncStub
+    converter: ConfigConverterAsyncStub
+    scheduler: SchedulerAsyncStub
+    retries: Retries
+    clock: Clock
+    random: Random
+
+
+@dataclass(slots=True)
+class Version:
+    """A version of a machine in the making: what creating and updating have in common."""
+
+    around: Surroundings
+    request: Any
+    violations: list[Violation] = field(default_factory=list)
+    app: store.AppRecord = field(default_factory=store.AppRecord)
+    conversion: ConversionResult = field(default_factory=ConversionResult)
+    need: Resources = field(default_factory=Resources)
+    candidates: list[str] = field(default_factory=list)
+    placed_again: bool = False
+    answer: api.Machine | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.answer is not None
+
+
+@dataclass(slots=True)
+class Creation(Version):
+    """A machine in the making. `key` is the client's idempotency key; empty without one."""
+
+    request: api.CreateMachineRequest
+    key: str = ""
+    fingerprint: bytes = b""
+
+
+@dataclass(slots=True)
+class Update(Version):
+    """A new version of the machine `machine` in the making."""
+
+    request: api.UpdateMachineRequest
+    machine: store.MachineRecord = field(default_factory=store.MachineRecord)
+
+
+async def check_creation(creation: Creation) -> None:
+    """Note what is wrong with the request beside its configuration; the converter adds the rest."""
+    _check_name(creation)
+    _check_region(creation)
+    if len(creation.key) > LONGEST_KEY:
+        creation.violations.append(Violation("idempotency-key", f"must not be longer than {LONGEST_KEY} characters"))
+
+
+async def check_update(update: Update) -> None:
+    """The same for an update."""
+    _check_name(update)
+    if not is_machine_id(update.request.machine_id):
+        raise no_machine(update.request.machine_id, update.request.app_name)
+
+
+async def resolve_app(version: Version) -> None:
+    """Find the app. Raises NotFound."""
+    version.app = await version.around.apps.resolve(version.request.app_name)
+
+
+async def look_key_up(creation: Creation) -> None:
+    """Answer a repeated request with the machine that it has made. Raises IdempotencyConflict."""
+    around = creation.around
+    canonical = creation.request.SerializeToString(deterministic=True)
+    creation.fingerprint = hashlib.sha256(canonical).digest()
+    if not creation.key or creation.violations:
+        return
+    request = store.LookupIdempotencyKeyRequest(
+        app_id=creation.app.id, idempotency_key=creation.key, request_fingerprint=creation.fingerprint
+    )
+    found = await around.retries(lambda: around.store.LookupIdempotencyKey(request))
+    if found.HasField("machine"):
+        creation.answer = public_machine(found.machine, creation.app, cell=around.cell, events=found.events)
+
+
+async def read_machine(update: Update) -> None:
+    """Read the machine as it is. Raises NotFound."""
+    around, request = update.around, update.request
+    read = store.GetMachineRequest(machine_id=request.machine_id, app_id=update.app.id)
+    try:
+        update.machine = (await around.retries(lambda: around.store.GetMachine(read))).machine
+    except NotFound:
+        raise no_machine(request.machine_id, request.app_name) from None
+    if request.region not in ("", update.machine.region):
+        update.violations.append(Violation("region", f"cannot change: the machine is in {update.machine.region}"))
+
+
+async def convert(version: Version) -> None:
+    """Convert the configuration. Raises InvalidConfig for everything that is wrong with the request."""
+    around = version.around
+    request = ConvertRequest(config=version.request.config, app_name=version.app.name, region=around.region)
+    try:
+        version.conversion = (await around.retries(lambda: around.converter.Convert(request))).result
+    except InvalidConfig as error:
+        if not version.violations:
+            raise
+        raise _invalid([*version.violations, *error.violations]) from None
+    if version.violations:
+        raise _invalid(version.violations)
+    version.need = need_of(version.conversion.spec)
+
+
+async def place(version: Version) -> None:
+    """Rank workers. Raises NoCapacity when none is feasible."""
+    version.candidates = await _candidates(version)
+
+
+async def place_if_it_grows(update: Update) -> None:
+    """Rank workers to move to, if the machine may have outgrown its own; else it stays where it is."""
+    reserved, need = update.machine.reserved, update.need
+    grows = any(getattr(need, amount) > getattr(reserved, amount) for amount in RESOURCE_FIELDS)
+    if not grows:
+        return
+    try:
+        update.candidates = await _candidates(update, excluded=[update.machine.worker_id])
+    except NoCapacity:
+        # Its own worker may have room all the same.
+        update.candidates = []
+
+
+async def commit_creation(creation: Creation) -> None:
+    """Write machine, version and event and reserve what it needs. Raises what the store refuses it for."""
+    around, request = creation.around, creation.request
+    instance_id = new_ulid(around.clock.now(), around.random)
+    write = store.CreateMachineRequest(
+        machine_id=new_machine_id(around.cell, around.random),
+        instance_id=instance_id,
+        app_id=creation.app.id,
+        name=request.name or new_machine_name(around.random),
+        region=around.region,
+        config=request.config,
+        conversion=creation.conversion,
+        need=creation.need,
+        candidate_worker_ids=creation.candidates,
+        launch=not request.skip_launch,
+        cordoned=request.skip_service_registration,
+        # With a key of its own, a request whose answer was lost can be repeated without making a second machine.
+        idempotency_key=creation.key or f"gateway:{instance_id}",
+        request_fingerprint=creation.fingerprint,
+        source=SOURCE,
+    )
+    names_tried = 1
+    while True:
+        try:
+            written = await around.retries(lambda: around.store.CreateMachine(write))
+            break
+        except NameTaken:
+            if request.name or names_tried == MOST_NAMES_TRIED:
+                raise
+            names_tried += 1
+            write.name = new_machine_name(around.random)
+        except NoCapacity as full:
+            candidates = await _other_candidates(creation, full)
+            del write.candidate_worker_ids[:]
+            write.candidate_worker_ids.extend(candidates)
+    machine = written.machine
+    whole = written.repeated_request
+    creation.answer = public_machine(
+        machine,
+        creation.app,
+        cell=around.cell,
+        config=None if whole else request.config,
+        image=None if whole else creation.conversion.spec.image,
+        events=written.events,
+    )
+
+
+async def commit_update(update: Update) -> None:
+    """Write the new version and move its reservation. Raises what the store refuses it for."""
+    around, request = update.around, update.request
+    write = store.UpdateMachineRequest(
+        machine_id=request.machine_id,
+        app_id=update.app.id,
+        instance_id=new_ulid(around.clock.now(), around.random),
+        current_version=request.current_version,
+        name=request.name,
+        config=request.config,
+        conversion=update.conversion,
+        need=update.need,
+        candidate_worker_ids=update.candidates,
+        skip_launch=request.skip_launch,
+        cordoned=request.skip_service_registration,
+        source=SOURCE,
+    )
+    while True:
+        try:
+            # Not repeated when its answer is lost: a second one would be a second version.
+            written = await around.store.UpdateMachine(write)
+            break
+        except NoCapacity as full:
+            candidates = await _other_candidates(update, full, update.machine.worker_id)
+            del write.candidate_worker_ids[:]
+            write.candidate_worker_ids.extend(candidates)
+    update.answer = public_machine(
+        written.machine,
+        update.app,
+        cell=around.cell,
+        config=request.config,
+        image=update.conversion.spec.image,
+        events=written.events,
+    )
+
+
+CREATE_MACHINE: Saga[Creation] = Saga(
+    Step("check", check_creation),  # pure
+    Step("resolve app", resolve_app),  # reads
+    Step("look key up", look_key_up),  # reads; a repeat is answered here
+    Step("convert", convert),  # pure
+    Step("place", place),  # advisory: nothing is reserved yet
+    Step("commit", commit_creation),  # the only durable step: one transaction
+)
+UPDATE_MACHINE: Saga[Update] = Saga(
+    Step("check", check_update),  # pure
+    Step("resolve app", resolve_app),  # reads
+    Step("read machine", read_machine),  # reads
+    Step("convert", convert),  # pure
+    Step("place", place_if_it_grows),  # advisory: nothing is reserved yet
+    Step("commit", commit_update),  # the only durable step: one transaction
+)
+
+
+async def create_machine(around: Surroundings, request: api.CreateMachineRequest, key: str) -> api.Machine:
+    """Create a machine; `key` is the client's idempotency key, empty without one. It exists durably on return.
+
+    Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, DependencyDown.
+    """
+    creation = await CREATE_MACHINE.run(Creation(around, request, key=key))
+    assert creation.answer is not None
+    return creation.answer
+
+
+async def update_machine(around: Surroundings, request: api.UpdateMachineRequest) -> api.Machine:
+    """Give a machine a new version; it exists durably on return.
+
+    Raises InvalidConfig, NotFound (app or machine), VersionMismatch, WrongState, NameTaken, NoCapacity, DependencyDown.
+    """
+    update = await UPDATE_MACHINE.run(Update(around, request))
+    assert update.answer is not None
+    return update.answer
+
+
+def no_machine(machine_id: str, app_name: str) -> NotFound:
+    """The error for a machine that an app does not have."""
+    return NotFound(f"app {app_name!r} has no machine {machine_id[:64]!r}")
+
+
+def region_violation(around: Surroundings, code: str) -> Violation | None:
+    """What is wrong with asking this gateway for something in the region `code`; None when nothing is."""
+    if code in ("", around.region):
+        return None
+    try:
+        around.regions.region(code)
+    except InvalidConfig as error:
+        return error.violations[0]
+    return Violation(
+        "region", f"{code} is not served by this gateway, which is in {around.region}: ask one of {code}'s"
+    )
+
+
+async def _candidates(version: Version, excluded: Sequence[str] = ()) -> list[str]:
+    around = version.around
+    request = PlaceRequest(
+        app_id=version.app.id,
+        need=version.need,
+        host_dedication_id=version.conversion.spec.guest.host_dedication_id,
+        limit=CANDIDATES,
+        excluded_worker_ids=excluded,
+    )
+    placed = await around.retries(lambda: around.scheduler.Place(request))
+    if not placed.candidates:
+        raise no_capacity(around.region, version.need, placed)
+    return [candidate.worker_id for candidate in placed.candidates]
+
+
+async def _other_candidates(version: Version, full: NoCapacity, *excluded: str) -> list[str]:
+    """Workers besides those that turned out to be full: they may have filled since the view of the fleet was made.
+
+    Raises NoCapacity when there are none, and `full` the second time.
+    """
+    if version.placed_again:
+        raise full
+    version.placed_again = True
+    return await _candidates(version, excluded=[*version.candidates, *excluded])
+
+
+def _check_name(version: Version) -> None:
+    name = version.request.name
+    if name and not is_machine_name(name):
+        version.violations.append(Violation("name", MACHINE_NAME_RULE))
+
+
+def _check_region(version: Version) -> None:
+    if (violation := region_violation(version.around, version.request.region)) is not None:
+        version.violations.append(violation)
+
+
+def _invalid(violations: Sequence[Violation]) -> InvalidConfig:
+    return InvalidConfig("; ".join(f"{v.field} {v.why}".lstrip() for v in violations), violations=violations)

@@ -1,0 +1,187 @@
+"""The gateway on the wire: the public Machines service, and the component that keeps its views up with the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import grpc
+from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
+from skerry.machines.v1 import machines_pb2 as api
+from skerry.machines.v1 import machines_pb2_grpc
+from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
+from skerry.store.v1 import store_pb2 as store
+from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+
+from gateway import lifecycle, machines
+from gateway.apps import Apps, Catalog
+from gateway.auth import static_tokens
+from gateway.retrying import Retries
+from gateway.waits import Waits
+from services.runtime.clock import Clock
+from services.runtime.following import follow
+from services.runtime.regions import RegionMap
+from services.runtime.registry import Registry, ServerInterceptor, current_call
+
+NAME = "gateway"
+
+_FOLLOWED = store.WatchFilter(kinds=[store.RECORD_KIND_MACHINE, store.RECORD_KIND_APP], view=store.MACHINE_VIEW_BASIC)
+
+
+class GatewayService:
+    """The gateway as a component of a process. Its service belongs into the registry of the public door."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        *,
+        store: grpc.aio.Channel,
+        converter: grpc.aio.Channel,
+        scheduler: grpc.aio.Channel,
+        cell: str,
+        regions: RegionMap,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map."""
+        self._store = MachineStoreStub(store)
+        self._catalog = Catalog()
+        self._waits = Waits()
+        self._clock = clock
+        self._random = random
+        self._ready = False
+        region = regions.region_of_cell(cell).code
+        apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random)
+        around = machines.Surroundings(
+            cell=cell,
+            region=region,
+            regions=regions,
+            apps=apps,
+            store=self._store,
+            converter=ConfigConverterStub(converter),
+            scheduler=SchedulerStub(scheduler),
+            retries=Retries(clock, random),
+            clock=clock,
+            random=random,
+        )
+        self._servicer = _Servicer(around, self._waits)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the views have caught up with the log: what `GET /healthz` tells."""
+        return self._ready
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a machine."""
+        return len(self._waits)
+
+    def register(self, registry: Registry) -> None:
+        """Add the public Machines service to `registry`, which must check tokens (see `public_interceptors`)."""
+        machines_pb2_grpc.add_MachinesServicer_to_server(self._servicer, registry)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Keep the views up with the log until cancelled. Calls `ready` once they have caught up."""
+
+        def caught_up() -> None:
+            self._ready = True
+            ready()
+
+        try:
+            await follow(
+                self._store,
+                _FOLLOWED,
+                _Views(self._catalog, self._waits),
+                on_caught_up=caught_up,
+                clock=self._clock,
+                random=self._random,
+            )
+        finally:
+            self._ready = False
+
+
+def public_interceptors(tokens: Sequence[str]) -> tuple[ServerInterceptor, ...]:
+    """The interceptors that the registry of the public door needs; `tokens` may do everything."""
+    return (static_tokens(tokens),)
+
+
+class _Views:
+    """What follows the log: the catalog of apps, and those who wait for machines."""
+
+    def __init__(self, catalog: Catalog, waits: Waits) -> None:
+        self._catalog = catalog
+        self._waits = waits
+
+    def __call__(self, response: store.WatchResponse) -> None:
+        for change in response.changes:
+            record = change.WhichOneof("record")
+            if record == "machine":
+                self._waits.apply(change.machine)
+            elif record == "app":
+                self._catalog.apply(change.app)
+
+    def reset(self) -> None:
+        self._catalog.reset()
+
+
+class _Servicer(machines_pb2_grpc.MachinesServicer):
+    def __init__(self, around: machines.Surroundings, waits: Waits) -> None:
+        self._around = around
+        self._waits = waits
+
+    async def CreateApp(self, request: api.CreateAppRequest, context: object) -> api.CreateAppResponse:
+        return api.CreateAppResponse(app=await self._around.apps.create(request))
+
+    async def ListApps(self, request: api.ListAppsRequest, context: object) -> api.ListAppsResponse:
+        apps = await self._around.apps.list(request.org_slug)
+        return api.ListAppsResponse(apps=apps, total_apps=len(apps))
+
+    async def GetApp(self, request: api.GetAppRequest, context: object) -> api.GetAppResponse:
+        return api.GetAppResponse(app=await self._around.apps.get(request.app_name))
+
+    async def DeleteApp(self, request: api.DeleteAppRequest, context: object) -> api.DeleteAppResponse:
+        await self._around.apps.delete(request.app_name)
+        return api.DeleteAppResponse()
+
+    async def CreateMachine(self, request: api.CreateMachineRequest, context: object) -> api.CreateMachineResponse:
+        machine = await machines.create_machine(self._around, request, _metadata("idempotency-key"))
+        return api.CreateMachineResponse(machine=machine)
+
+    async def ListMachines(self, request: api.ListMachinesRequest, context: object) -> api.ListMachinesResponse:
+        return api.ListMachinesResponse(machines=await lifecycle.list_machines(self._around, request))
+
+    async def GetMachine(self, request: api.GetMachineRequest, context: object) -> api.GetMachineResponse:
+        return api.GetMachineResponse(machine=await lifecycle.get_machine(self._around, request))
+
+    async def UpdateMachine(self, request: api.UpdateMachineRequest, context: object) -> api.UpdateMachineResponse:
+        return api.UpdateMachineResponse(machine=await machines.update_machine(self._around, request))
+
+    async def DeleteMachine(self, request: api.DeleteMachineRequest, context: object) -> api.DeleteMachineResponse:
+        await lifecycle.delete_machine(self._around, request)
+        return api.DeleteMachineResponse(ok=True)
+
+    async def StartMachine(self, request: api.StartMachineRequest, context: object) -> api.StartMachineResponse:
+        return await lifecycle.start_machine(self._around, request)
+
+    async def StopMachine(self, request: api.StopMachineRequest, context: object) -> api.StopMachineResponse:
+        await lifecycle.stop_machine(self._around, request)
+        return api.StopMachineResponse(ok=True)
+
+    async def RestartMachine(self, request: api.RestartMachineRequest, context: object) -> api.RestartMachineResponse:
+        await lifecycle.restart_machine(self._around, request)
+        return api.RestartMachineResponse(ok=True)
+
+    async def WaitMachine(self, request: api.WaitMachineRequest, context: object) -> api.WaitMachineResponse:
+        await lifecycle.wait_for_machine(self._around, self._waits, request)
+        return api.WaitMachineResponse(ok=True)
+
+    async def ListMachineEvents(
+        self, request: api.ListMachineEventsRequest, context: object
+    ) -> api.ListMachineEventsResponse:
+        return api.ListMachineEventsResponse(events=await lifecycle.list_events(self._around, request))
+
+
+def _metadata(key: str) -> str:
+    call = current_call()
+    return str(call.metadata.get(key, "")) if call is not None else ""
