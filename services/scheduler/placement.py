@@ -98,6 +98,8 @@ def explain(fleet: Fleet, need: Need) -> list[Rejection]:
         left &= passes
     for name, reason in RESOURCE_REASONS.items():
         column = RESOURCE_FIELDS.index(name)
+        if not need.amounts[column]:
+            continue
         free = fleet.free[column, everyone]
         short = left & (free < need.amounts[column])
         left &= ~short

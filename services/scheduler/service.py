@@ -72,7 +72,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServicer):
         random: Random,
         settings: SchedulerSettings | None = None,
     ) -> None:
-        """`store` is a channel to the machine-store of `cell`; `instance` is this one's name in the store and in logs."""
+        """`store` is a channel to the machine-store of `cell`, which knows this scheduler as `instance`."""
         self._settings = settings or SchedulerSettings()
         self._store = store_pb2_grpc.MachineStoreStub(store)
         self._cell = cell
