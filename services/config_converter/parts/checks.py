@@ -43,10 +43,9 @@ DEFAULT_PATH = "/"
 
 TYPES = {"tcp": CHECK_TYPE_TCP, "http": CHECK_TYPE_HTTP}
 KINDS = {"informational": CHECK_KIND_INFORMATIONAL, "readiness": CHECK_KIND_READINESS}
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+METHODS = {name: name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 TLS = {"http": False, "https": True}
 
-_METHOD_OF = {spelling: method for method in METHODS for spelling in (method, method.lower(), method.capitalize())}
 _NONE = ChecksSpec()
 
 
@@ -103,8 +102,8 @@ def _fill_request(spec: CheckSpec, check: MachineCheck | MachineServiceCheck, pr
 
 
 def http_method(method: str, field: str, problems: Problems) -> str:
-    """An HTTP method in upper case, GET when empty."""
-    return one_of(method, _METHOD_OF, DEFAULT_METHOD, field, problems)
+    """An HTTP method, which clients write in any case; GET when empty."""
+    return one_of(method.upper(), METHODS, DEFAULT_METHOD, field, problems)
 
 
 def server_name(name: str, field: str, problems: Problems) -> str:

@@ -86,7 +86,7 @@ def test_no_checks_are_none() -> None:
         ({"timeout": "-2s"}, "timeout", "must not be negative"),
         ({"timeout": "0"}, "timeout", "longer than 0s"),
         ({"grace_period": "3000000h"}, "grace_period", "must not be longer than"),
-        ({"method": "FETCH"}, "method", "GET"),
+        ({"method": "fetch"}, "method", 'must be GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS, is "FETCH"'),
         ({"path": "healthz"}, "path", 'must begin with "/"'),
         ({"path": "/a b"}, "path", "no spaces"),
         ({"path": "/a\r\nHost: b"}, "path", "control characters"),
