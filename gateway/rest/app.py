@@ -69,8 +69,17 @@ class _ClientGone(Exception):
 class RestApp:
     """The ASGI application. `channel` leads to the public Machines service of this gateway."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, ready: Callable[[], bool], clock: Clock, random: Random) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        ready: Callable[[], bool],
+        clock: Clock,
+        random: Random,
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
         """`ready` says whether the gateway has caught up: `GET /healthz` answers 503 until it has."""
+        self._max_body_bytes = max_body_bytes
         routes = routes_of(machines_pb2.DESCRIPTOR.services_by_name["Machines"])
         self._router = Router(routes)
         self._calls: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -138,7 +147,7 @@ class RestApp:
         body = b""
         if verb in ("POST", "PUT", "PATCH"):
             # Also for what will be refused: a client that still sends does not read an answer.
-            body = await _read_body(receive)
+            body = await _read_body(receive, self._max_body_bytes)
         if path == HEALTH_PATH:
             return self._health(verb)
         route, segments = self._router.find(verb, path)
@@ -158,11 +167,10 @@ class RestApp:
         return Answer(200, b'{"status":"serving"}', [])
 
 
-async def _read_body(receive: Receive) -> bytes:
-    """The whole body. Raises TooLarge after draining a bounded part of it, WaitTimeout, and _ClientGone."""
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    """The body, at most `limit` bytes. Raises TooLarge after draining a bounded part, WaitTimeout, _ClientGone."""
     pieces: list[bytes] = []
     size = 0
-    limit = MAX_BODY_BYTES
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:

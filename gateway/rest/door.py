@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.rest.answers import refusal
-from gateway.rest.app import RestApp
+from gateway.rest.app import MAX_BODY_BYTES, RestApp
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidConfig
 from services.runtime.registry import Registry
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
-DRAIN_SECONDS = 5
+DRAIN_SECONDS = 5.0
 
 
 class RestDoor:
@@ -37,11 +38,17 @@ class RestDoor:
         ready: Callable[[], bool],
         clock: Clock,
         random: Random,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        grace: float = DRAIN_SECONDS,
     ) -> None:
-        """`channel` leads to the public Machines service; `ready` is what `GET /healthz` tells; port 0: any."""
+        """`channel` leads to the public Machines service; `ready` is what `GET /healthz` tells; port 0 is any free one.
+
+        Requests that run when the process ends get `grace` seconds.
+        """
         self.port = 0
         self._address = (host, port)
-        self._app = RestApp(channel, ready=ready, clock=clock, random=random)
+        self._app = RestApp(channel, ready=ready, clock=clock, random=random, max_body_bytes=max_body_bytes)
+        self._grace = grace
 
     def register(self, registry: Registry) -> None:
         """Nothing: it has no gRPC service of its own."""
@@ -64,7 +71,7 @@ class RestDoor:
         return listener
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Serve until cancelled; then finish the requests that are running, for a few seconds, and close."""
+        """Serve until cancelled; then give running requests a moment to finish, and close."""
         listener = self.listen()
         config = uvicorn.Config(
             self._app,
@@ -78,7 +85,7 @@ class RestDoor:
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_graceful_shutdown=math.ceil(self._grace),
         )
         server = _Server(config, on_start=ready)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
