@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 from services.cli import ports, processes
-from services.cli.console import CommandError, Directory, progress, reports_errors, say
+from services.cli.console import Directory, progress, reports_errors, say
 from services.cli.mesh import Mesh, MeshError, Process, default_directory, remember
 
 READY_SECONDS = 60.0
 _PORT_SECONDS = 10.0
-_STOP_SECONDS = 10.0
+STOP_SECONDS = 15.0
+MACHINE_STOP_SECONDS = 15.0
 _POLL = 0.02
 
 
@@ -174,5 +175,26 @@ def _stay(mesh: Mesh) -> None:
 
 
 def stop(mesh: Mesh) -> None:
-    """End the processes of `mesh`, then the machines that its workers left running, then its PostgreSQL. Idempotent."""
-    raise CommandError("not wired")
+    """End the processes of `mesh`, then the machines that its workers left running, then its PostgreSQL.
+
+    In this order nothing starts again what was just stopped, and it makes no difference whether the processes were there
+    or had been killed. Idempotent; what could not be stopped is named by a MeshError, after everything else was.
+    """
+    # Imported here: it pulls in what workers are made of.
+    from services.cli import wiring
+    from services.runtime import telemetry
+    from services.runtime.errors import SkerryError
+
+    telemetry.setup("cli", "", log_level="error")
+    failures: list[str] = []
+    with progress("stopping") as tell:
+        processes.end(processes.running(mesh).values(), grace=STOP_SECONDS)
+        tell("stopping machines")
+        for region in mesh.regions:
+            for work in (wiring.stop_machines(mesh, region, MACHINE_STOP_SECONDS), wiring.stop_postgres(mesh, region)):
+                try:
+                    asyncio.run(work)
+                except (OSError, SkerryError) as error:
+                    failures.append(f"{region}: {error}")
+    if failures:
+        raise MeshError("; ".join(failures))

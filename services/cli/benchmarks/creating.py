@@ -13,9 +13,9 @@ ECHOES = {"set": 1, "apart": 4}
 """Calls between processes that a create cannot do without, per wiring; each also has one durable commit."""
 MANY = 32
 
-_WARM_UP = {"rounds": 2, "each": 100}
-_SERIAL = {"concurrency": 1, "rounds": 40, "each": 10}
-_CONCURRENT = {"concurrency": MANY, "rounds": 4, "each": 500}
+WARM_UP = {"rounds": 2, "each": 100}
+SERIAL = {"concurrency": 1, "rounds": 40, "each": 10}
+CONCURRENT = {"concurrency": MANY, "rounds": 4, "each": 500}
 
 
 def bench_create(tell: Callable[[str], None]) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def bench_create(tell: Callable[[str], None]) -> dict[str, Any]:
                     {
                         "targets": targets,
                         "phases": [
-                            {"targets": list(targets), "concurrency": 1, **_WARM_UP},
-                            {"targets": list(targets), **_SERIAL},
-                            {"targets": creates, "concurrency": MANY, **_WARM_UP},
-                            {"targets": creates, **_CONCURRENT},
+                            {"targets": list(targets), "concurrency": 1, **WARM_UP},
+                            {"targets": list(targets), **SERIAL},
+                            {"targets": creates, "concurrency": MANY, **WARM_UP},
+                            {"targets": creates, **CONCURRENT},
                         ],
                     }
                 )

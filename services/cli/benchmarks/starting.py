@@ -13,9 +13,9 @@ _CONFIG: dict[str, Any] = {
     "init": {"exec": ["/bin/sleep", "3600"]},
     "guest": {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256},
 }
-_SERIAL = {"concurrency": 1, "rounds": 1, "each": 100}
-_CONCURRENT = {"concurrency": 16, "rounds": 1, "each": 400}
-_WARM_UP = {"concurrency": 1, "rounds": 1, "each": 20}
+SERIAL = {"concurrency": 1, "rounds": 1, "each": 100}
+CONCURRENT = {"concurrency": 16, "rounds": 1, "each": 400}
+WARM_UP = {"concurrency": 1, "rounds": 1, "each": 20}
 
 
 def bench_start(tell: Callable[[str], None]) -> dict[str, float]:
@@ -28,7 +28,7 @@ def bench_start(tell: Callable[[str], None]) -> dict[str, float]:
             phases = bed.generate(
                 {
                     "targets": targets,
-                    "phases": [{"targets": ["start"], **phase} for phase in (_WARM_UP, _SERIAL, _CONCURRENT)],
+                    "phases": [{"targets": ["start"], **phase} for phase in (WARM_UP, SERIAL, CONCURRENT)],
                 }
             )
     serial, concurrent = phases[1]["start"], phases[2]["start"]

@@ -1,0 +1,217 @@
+"""The composition root: here, and only here, are clocks, channels, databases and services of a process made.
+
+A process holds some of a region's services: all of them (a set), or one. A caller whose callee lives in the same
+process gets a local channel to it, any other a channel over the network; neither can tell which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import grpc
+import uvloop
+
+from services.cli.mesh import CONFIG_CONVERTER, GATEWAY, MACHINE_STORE, SCHEDULER, SET, WORKER, Mesh, Process
+from services.cli.settings import MeshSettings, settings_of, workers_of
+from services.runtime import telemetry
+from services.runtime.channels import connect, local
+from services.runtime.clock import SystemClock
+from services.runtime.component import Component
+from services.runtime.errors import InvalidConfig, SkerryError
+from services.runtime.process import run_process
+from services.runtime.registry import Registry
+from services.runtime.server import Server
+from services.runtime.telemetry import log
+
+SERVICES_OF_A_SET = (MACHINE_STORE, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
+"""What a set holds, and the region's workers with it where they have no processes of their own."""
+
+
+def run(mesh: Mesh, process: Process) -> None:
+    """Run `process` of `mesh` until it is asked to end. Raises SystemExit with its status, 0 when that was all."""
+    telemetry.setup(process.service, process.region, otlp=mesh.otlp)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        raise SystemExit(runner.run(_serve(mesh, process)))
+
+
+async def _serve(mesh: Mesh, process: Process) -> int:
+    try:
+        settings = settings_of(mesh, process)
+        telemetry.setup(process.service, process.region, otlp=settings.otlp, log_level=settings.log_level)
+        names = [*SERVICES_OF_A_SET] if process.service == SET else [process.service]
+        if process.service == SET and settings.workers:
+            names.append(WORKER)
+        return await Composition(settings, names).run()
+    except (OSError, SkerryError) as error:
+        log.error("process_failed", error=str(error))
+        return 1
+
+
+class Composition:
+    """The services `names` of one process, wired up."""
+
+    def __init__(self, settings: MeshSettings, names: Sequence[str]) -> None:
+        """Raises InvalidConfig when the settings lack what the services need."""
+        self._settings = settings
+        self._secret = settings.secret.get_secret_value() if settings.secret else None
+        self._clock = SystemClock()
+        self._random = Random()
+        self._components: list[Component] = []
+        self._servers: list[Server] = []
+        self._background: dict[str, Coroutine[Any, Any, Any]] = {}
+        self._internal = {name: Registry(service=name, secret=self._secret) for name in names if name != GATEWAY}
+        for name in names:
+            _BUILDERS[name](self)
+        if self._internal and settings.addresses.internal:
+            self._servers.append(Server([*self._internal.values()], settings.addresses.internal))
+
+    async def run(self) -> int:
+        """Serve until the process is asked to end; returns its exit status. Raises OSError for an address in use."""
+        return await run_process(
+            self._components,
+            servers=self._servers,
+            background=self._background,
+            metrics=self._settings.addresses.metrics,
+            grace=self._settings.limits.shutdown_grace,
+            on_ready=_settle_memory,
+        )
+
+    # Services are imported where they are made: a process of one service does without the libraries of the others.
+
+    def _add_store(self) -> None:
+        from services.machine_store.service import MachineStoreService
+        from services.runtime.postgres import OwnedPostgres
+
+        database = self._settings.database
+        if database.dsn is not None:
+            dsn = database.dsn.get_secret_value()
+        elif database.directory is not None:
+            postgres = OwnedPostgres(database.directory, clock=self._clock)
+            self._background["postgres"] = postgres.own()
+            dsn = postgres.dsn
+        else:
+            raise InvalidConfig("the machine-store needs a PostgreSQL: database.dsn or database.directory")
+        self._add(MACHINE_STORE, MachineStoreService(lambda: dsn, clock=self._clock, random=self._random))
+
+    def _add_converter(self) -> None:
+        from services.config_converter.service import ConfigConverterService
+
+        self._add(CONFIG_CONVERTER, ConfigConverterService())
+
+    def _add_scheduler(self) -> None:
+        from services.scheduler.service import SchedulerService
+
+        scheduler = SchedulerService(
+            self._channel(SCHEDULER, MACHINE_STORE),
+            cell=self._settings.cell,
+            instance=self._settings.instance,
+            clock=self._clock,
+            random=self._random,
+        )
+        self._add(SCHEDULER, scheduler)
+
+    def _add_workers(self) -> None:
+        from services.worker.service import WorkerService
+
+        workers = WorkerService(
+            self._channel(WORKER, MACHINE_STORE),
+            self._settings.workers,
+            region=self._settings.region,
+            cell=self._settings.cell,
+            clock=self._clock,
+            random=self._random,
+            address=self._settings.addresses.internal or "",
+        )
+        self._add(WORKER, workers)
+
+    def _add_gateway(self) -> None:
+        from gateway.rest.door import RestDoor
+        from gateway.service import GatewayService, public_interceptors
+        from services.runtime.regions import RegionMap
+
+        settings, addresses = self._settings, self._settings.addresses
+        if settings.region_map is None:
+            raise InvalidConfig("the gateway needs a region map: region_map")
+        gateway = GatewayService(
+            store=self._channel(GATEWAY, MACHINE_STORE),
+            converter=self._channel(GATEWAY, CONFIG_CONVERTER),
+            scheduler=self._channel(GATEWAY, SCHEDULER),
+            cell=settings.cell,
+            regions=RegionMap.load(settings.region_map),
+            clock=self._clock,
+            random=self._random,
+        )
+        tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
+        public = Registry(service=GATEWAY, interceptors=public_interceptors(tokens))
+        gateway.register(public)
+        self._components.append(gateway)
+        if addresses.public_grpc:
+            self._servers.append(Server(public, addresses.public_grpc))
+        if addresses.public_rest:
+            host, _, port = addresses.public_rest.rpartition(":")
+            door = RestDoor(
+                local(public, caller=f"{settings.cell}/rest", callee=GATEWAY, secret=None),
+                host=host,
+                port=int(port),
+                ready=lambda: gateway.is_ready,
+                clock=self._clock,
+                random=self._random,
+            )
+            self._components.append(door)
+
+    def _add(self, name: str, service: Component) -> None:
+        service.register(self._internal[name])
+        self._components.append(service)
+
+    def _channel(self, caller: str, callee: str) -> grpc.aio.Channel:
+        """How `caller`, which lives in this process, reaches `callee`. Raises InvalidConfig."""
+        name = f"{self._settings.cell}/{caller}"
+        if callee in self._internal:
+            return local(self._internal[callee], caller=name, callee=callee, secret=self._secret)
+        if not (addresses := self._settings.peers.get(callee)):
+            raise InvalidConfig(f"{caller} needs the address of a {callee}: peers.{callee}")
+        return connect(addresses, caller=name, callee=callee, secret=self._secret)
+
+
+_BUILDERS: Mapping[str, Callable[[Composition], None]] = {
+    MACHINE_STORE: Composition._add_store,
+    CONFIG_CONVERTER: Composition._add_converter,
+    SCHEDULER: Composition._add_scheduler,
+    WORKER: Composition._add_workers,
+    GATEWAY: Composition._add_gateway,
+}
+
+
+async def _settle_memory() -> None:
+    """What is there once all are ready stays: looking at it in every collection would cost latency."""
+    gc.collect()
+    gc.freeze()
+
+
+async def stop_machines(mesh: Mesh, region: str, timeout: float) -> None:
+    """Stop all machines of the workers of `region`, whose processes have ended, killing those that still run after
+    `timeout` seconds. The next start of the workers starts them again.
+    """
+    from services.worker.service import WorkerService
+
+    workers = [worker for worker in workers_of(mesh, region) if worker.data.exists()]
+    addresses = mesh.addresses(region, MACHINE_STORE)
+    async with connect(addresses, caller=f"{mesh.cell(region)}/cli", callee=MACHINE_STORE, secret=None) as store:
+        service = WorkerService(
+            store, workers, region=region, cell=mesh.cell(region), clock=SystemClock(), random=Random()
+        )
+        await service.stop_machines(timeout)
+
+
+async def stop_postgres(mesh: Mesh, region: str) -> None:
+    """Stop the PostgreSQL of `region`, whose owner has ended, if it runs."""
+    from services.runtime.postgres import OwnedPostgres
+
+    postgres = OwnedPostgres(mesh.postgres_directory(region))
+    if postgres.pid() is not None:
+        await postgres.acquire()
+        await postgres.release(stop=True)

@@ -1,0 +1,67 @@
+"""The benchmarks run, and print what other tools read: their figures are for `skerry bench`, not for tests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli import bench
+from services.cli.benchmarks import creating, starting
+from services.cli.main import app
+
+runner = CliRunner()
+
+
+def printed(*arguments: str) -> dict[str, Any]:
+    result = runner.invoke(app, ["bench", *arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(bench, "SECONDS", 0.3)
+    monkeypatch.setattr(creating, "WARM_UP", {"rounds": 1, "each": 20})
+    monkeypatch.setattr(creating, "SERIAL", {"concurrency": 1, "rounds": 5, "each": 5})
+    monkeypatch.setattr(creating, "CONCURRENT", {"concurrency": 32, "rounds": 1, "each": 100})
+    monkeypatch.setattr(starting, "CONCURRENT", {"concurrency": 4, "rounds": 1, "each": 12})
+    monkeypatch.setattr(starting, "SERIAL", {"concurrency": 1, "rounds": 1, "each": 5})
+
+
+def test_bench_create_reports_every_combination_beside_its_floor() -> None:
+    report = printed("create")
+    assert set(report["floor"]) == {"echo_ms", "commit_ms"}
+    assert min(report["floor"].values()) > 0
+    combinations = {(run["wiring"], run["via"], run["concurrency"]) for run in report["runs"]}
+    assert combinations == {(w, v, c) for w in ("set", "apart") for v in ("grpc", "rest") for c in (1, 32)}
+    for run in report["runs"]:
+        assert run["creates"] > 0
+        assert 0 < run["p50_ms"] <= run["p99_ms"]
+        echoes = creating.ECHOES[run["wiring"]]
+        if run["concurrency"] == 1:
+            floor = echoes * report["floor"]["echo_ms"] + report["floor"]["commit_ms"]
+            assert run["ratio"] == pytest.approx(run["p50_ms"] / floor, rel=0.01)
+
+
+def test_bench_start_reports_machines_a_second() -> None:
+    report = printed("start")
+    assert set(report) == {"per_second", "p50_ms", "p99_ms"}
+    assert min(report.values()) > 0
+
+
+def test_bench_place_reports_beside_a_yardstick() -> None:
+    report = printed("place", "--workers", "500")
+    assert report["workers"] == 500
+    assert set(report) == {"workers", "per_second", "p50_ms", "p99_ms", "yardstick_per_second"}
+    assert min(report.values()) > 0
+
+
+def test_bench_convert_reports_conversions_a_second() -> None:
+    report = printed("convert")
+    assert set(report) == {"per_second", "p50_ms", "p99_ms"}
+    assert min(report.values()) > 0
