@@ -59,7 +59,7 @@ class Settings(BaseSettings):
 
     region: str
     """Code of the region, as in the region map."""
-    cell: str = Field(default="001", pattern="^(?!000)[0-9a-f]{3}$")
+    cell: str = Field(default="001", pattern="^([1-9a-f][0-9a-f]{2}|0[1-9a-f][0-9a-f]|00[1-9a-f])$")
     """Three hex digits: the cell of the region that this process is of."""
     instance: str = ""
     """Name of this process among those of its kind, for logs and leases."""
