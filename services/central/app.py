@@ -1,0 +1,268 @@
+"""The HTTP face of one instance: POST /graphql, a few reads below /api/v1, GET /healthz, and faults for drills.
+
+GraphQL answers have the status 200, errors too: {"data": null, "errors": [{"message", "extensions": {"code"}}]}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import asyncpg
+from graphql import GraphQLError
+from opentelemetry.trace import StatusCode
+from prometheus_client import Counter, Histogram
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from services.central import mirror
+from services.central.errors import Invalid, Missing, Refusal, Unauthorized
+from services.central.faults import Faults
+from services.central.graphql.context import Centre
+from services.central.graphql.schema import schema
+from services.runtime.telemetry import current_trace_id, log, metrics, serving, tracer
+
+SERVICE = "central"
+MAX_BODY_BYTES = 16 * 1024 * 1024
+SCHEMES = ("bearer", "flyv1")
+
+BAD_REQUEST = "BAD_REQUEST"
+INTERNAL = "INTERNAL"
+TIMEOUT = "TIMEOUT"
+UNAVAILABLE = "UNAVAILABLE"
+OK = "OK"
+
+_REQUESTS = Counter(
+    "skerry_central_requests_total",
+    "GraphQL requests to the centre, by the code of their first error.",
+    ["code"],
+    registry=metrics,
+)
+_SECONDS = Histogram(
+    "skerry_central_request_seconds", "How long GraphQL requests to the centre take.", registry=metrics
+)
+_DATABASE_DOWN = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError)
+
+Answer = dict[str, Any]
+
+
+class CentralApp:
+    """Builds the ASGI application. `timeout` (seconds) bounds a request; without `faults` there are none to ask for."""
+
+    def __init__(
+        self,
+        centre: Centre,
+        *,
+        token: str,
+        timeout: float,
+        healthy: Callable[[], Awaitable[bool]],
+        faults: Faults | None = None,
+    ) -> None:
+        self._centre = centre
+        self._token = token.encode()
+        self._timeout = timeout
+        self._healthy = healthy
+        self._faults = faults
+        self._tracer = tracer(SERVICE)
+
+    def build(self) -> Starlette:
+        """The application."""
+        routes = [
+            Route("/graphql", self._graphql, methods=["POST"]),
+            Route("/healthz", self._healthz, methods=["GET"]),
+            Route("/api/v1/organizations/{slug}", self._rest(self._organization), methods=["GET"]),
+            Route("/api/v1/apps/{app}/releases", self._rest(self._releases), methods=["GET"]),
+            Route("/api/v1/apps/{app}/releases/current", self._rest(self._current_release), methods=["GET"]),
+        ]
+        if self._faults is not None:
+            routes.append(Route("/faults", self._rest(self._set_faults), methods=["GET", "POST"]))
+        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+    # GraphQL
+
+    async def _graphql(self, request: Request) -> Response:
+        serving.set(SERVICE)
+        started = asyncio.get_running_loop().time()
+        span = self._tracer.serve("graphql", request.headers, {"skerry.service": SERVICE})
+        try:
+            status, answer = await self._answer(request)
+            code = _code(answer)
+            if span:
+                span.set_attribute("skerry.code", code)
+                span.set_status(StatusCode.OK if code == OK else StatusCode.ERROR)
+        finally:
+            if span:
+                span.end()
+        _REQUESTS.labels(code).inc()
+        _SECONDS.observe(asyncio.get_running_loop().time() - started)
+        return JSONResponse(answer, status)
+
+    async def _answer(self, request: Request) -> tuple[int, Answer]:
+        try:
+            async with asyncio.timeout(self._timeout):
+                if self._faults is not None and await self._faults.suffer():
+                    return 500, _failed("a fault was asked for", INTERNAL)
+                self._authenticate(request)
+                document = await _json_object(request)
+                return 200, await self._execute(document)
+        except Refusal as error:
+            return 200, _refused(error)
+        except TimeoutError:
+            log.warning("central_request_timeout", seconds=self._timeout)
+            return 200, _failed(f"not done within {self._timeout:g} s", TIMEOUT)
+
+    async def _execute(self, document: Mapping[str, Any]) -> Answer:
+        query, variables = document.get("query"), document.get("variables") or {}
+        operation = document.get("operationName")
+        if not isinstance(query, str) or not isinstance(variables, dict) or not isinstance(operation, str | None):
+            raise Invalid("the body must be {query: string, variables: object, operationName: string}")
+        with self._tracer.span(f"graphql {operation or 'operation'}"):
+            result = await schema.execute(query, variables, self._centre, operation_name=operation or None)
+        answer: Answer = {"data": result.data}
+        if result.errors:
+            answer["errors"] = [_shown(error) for error in result.errors]
+        return answer
+
+    def _authenticate(self, request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() not in SCHEMES or not hmac.compare_digest(token.strip().encode(), self._token):
+            raise Unauthorized("You must be authenticated to view this.")
+
+    # REST
+
+    def _rest(self, handler: Callable[[Request], Awaitable[Answer]]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            serving.set(SERVICE)
+            span = self._tracer.serve(handler.__name__.strip("_"), request.headers, {"skerry.service": SERVICE})
+            try:
+                async with asyncio.timeout(self._timeout):
+                    self._authenticate(request)
+                    return JSONResponse(await handler(request))
+            except Refusal as error:
+                status = _STATUS.get(type(error), 500)
+                return JSONResponse({"error": error.message, "status": error.code.lower()}, status)
+            except (TimeoutError, *_DATABASE_DOWN):
+                return JSONResponse({"error": "the centre's database is away", "status": "unavailable"}, 503)
+            finally:
+                if span:
+                    span.end()
+
+        return endpoint
+
+    async def _organization(self, request: Request) -> Answer:
+        found = await self._centre.catalog.organization(request.path_params["slug"])
+        return {
+            "organization": {
+                "id": found.id,
+                "internal_numeric_id": found.internal_numeric_id,
+                "slug": found.slug,
+                "raw_slug": found.slug,
+                "name": found.name,
+                "personal": found.type == "PERSONAL",
+                "paid_plan": found.paid_plan,
+                "billable": found.billable,
+                "billing_status": "CURRENT",
+                "remote_builder_image": "",
+            }
+        }
+
+    async def _releases(self, request: Request) -> Answer:
+        return {"releases": await self._mirrored_releases(request)}
+
+    async def _current_release(self, request: Request) -> Answer:
+        releases = await self._mirrored_releases(request)
+        if not releases:
+            raise Missing("the app has no release")
+        return {"release": releases[0]}
+
+    async def _mirrored_releases(self, request: Request) -> list[Mapping[str, Any]]:
+        app = await self._centre.catalog.app(request.path_params["app"])
+        records = await self._centre.mirror.of_app(mirror.RELEASE, app.id)
+        return sorted((r.payload for r in records), key=lambda p: int(p.get("version") or 0), reverse=True)
+
+    async def _set_faults(self, request: Request) -> Answer:
+        if self._faults is None:
+            raise Missing("faults are off")
+        if request.method == "POST":
+            self._faults.set(await _json_object(request))
+            log.warning("central_faults_set", **self._faults.shown())
+        return self._faults.shown()
+
+    async def _healthz(self, _: Request) -> Response:
+        healthy = await self._healthy()
+        release = self._centre.conversion.release.name
+        return JSONResponse({"status": "ok" if healthy else "down", "release": release}, 200 if healthy else 503)
+
+
+_STATUS: dict[type[Refusal], int] = {Unauthorized: 401, Missing: 404, Invalid: 400}
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise Invalid(f"the body must have {MAX_BODY_BYTES} bytes at most")
+    except ClientDisconnect:
+        raise Invalid("the body did not come whole") from None
+    try:
+        document = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        raise Invalid("the body must be JSON") from None
+    if not isinstance(document, dict):
+        raise Invalid("the body must be a JSON object")
+    return document
+
+
+def _shown(error: GraphQLError) -> Answer:
+    cause = error.original_error
+    if isinstance(cause, Refusal):
+        shown = _one(cause.message, cause.code, cause.extensions)
+    elif cause is None or (isinstance(cause, GraphQLError | ValueError) and not error.path):
+        shown = _one(error.message, BAD_REQUEST)
+    elif isinstance(cause, _DATABASE_DOWN):
+        log.error("central_database_down", reason=str(cause))
+        shown = _one("the centre's database is away; try again", UNAVAILABLE)
+    elif isinstance(cause, TimeoutError):
+        log.error("central_database_slow", reason=str(cause))
+        shown = _one("the centre's database does not answer in time; try again", TIMEOUT)
+    else:
+        log.error("central_fault", exc_info=cause)
+        shown = _one(
+            f"something went wrong in the centre; its log says what, under trace {current_trace_id()}", INTERNAL
+        )
+    if error.path:
+        shown["path"] = error.path
+    return shown
+
+
+def _one(message: str, code: str, extensions: Mapping[str, Any] | None = None) -> Answer:
+    return {"message": message, "extensions": {"code": code, **(extensions or {})}}
+
+
+def _failed(message: str, code: str) -> Answer:
+    return {"data": None, "errors": [_one(message, code)]}
+
+
+def _refused(error: Refusal) -> Answer:
+    return {"data": None, "errors": [_one(error.message, error.code, error.extensions)]}
+
+
+def _code(answer: Answer) -> str:
+    errors = answer.get("errors")
+    return str(errors[0]["extensions"]["code"]) if errors else OK
+
+
+def _http_error(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    reason = {404: "not_found", 405: "method_not_allowed"}.get(status, "unknown")
+    return JSONResponse(
+        {"error": f"the centre does not serve that: {reason.replace('_', ' ')}", "status": reason}, status
+    )

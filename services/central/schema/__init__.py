@@ -1,0 +1,1 @@
+"""Migrations of the centre's database, run by alembic."""
