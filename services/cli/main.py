@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from services.cli import apps, bench, machines, run, up
+from services.cli.console import say
 
 app = typer.Typer(
     name="skerry",
@@ -41,8 +44,14 @@ def options(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script. An error that nobody expected is a line too; SKERRY_TRACEBACK=1 shows it whole."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("SKERRY_TRACEBACK"):
+            raise
+        say(f"unexpected error: {type(error).__name__}: {error} (SKERRY_TRACEBACK=1 shows where)")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

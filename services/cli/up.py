@@ -177,8 +177,8 @@ def _stay(mesh: Mesh) -> None:
 def stop(mesh: Mesh) -> None:
     """End the processes of `mesh`, then the machines that its workers left running, then its PostgreSQL.
 
-    In this order nothing starts again what was just stopped, and it makes no difference whether the processes were there
-    or had been killed. Idempotent; what could not be stopped is named by a MeshError, after everything else was.
+    In this order nothing starts again what was just stopped, and it makes no difference whether processes had been
+    killed before. Idempotent; what could not be stopped is named by a MeshError, after everything else was.
     """
     # Imported here: it pulls in what workers are made of.
     from services.cli import wiring
@@ -194,7 +194,7 @@ def stop(mesh: Mesh) -> None:
             for work in (wiring.stop_machines(mesh, region, MACHINE_STOP_SECONDS), wiring.stop_postgres(mesh, region)):
                 try:
                     asyncio.run(work)
-                except (OSError, SkerryError) as error:
+                except (OSError, SkerryError, MeshError) as error:
                     failures.append(f"{region}: {error}")
     if failures:
         raise MeshError("; ".join(failures))

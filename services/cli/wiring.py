@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import uvloop
 
-from services.cli.mesh import CONFIG_CONVERTER, GATEWAY, MACHINE_STORE, SCHEDULER, SET, WORKER, Mesh, Process
+from services.cli.mesh import CONFIG_CONVERTER, GATEWAY, MACHINE_STORE, SCHEDULER, SET, WORKER, Mesh, MeshError, Process
 from services.cli.settings import MeshSettings, settings_of, workers_of
 from services.runtime import telemetry
 from services.runtime.channels import connect, local
@@ -48,7 +48,9 @@ async def _serve(mesh: Mesh, process: Process) -> int:
         return await Composition(settings, names).run()
     except (OSError, SkerryError) as error:
         log.error("process_failed", error=str(error))
-        return 1
+    except Exception as error:
+        log.error("process_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
+    return 1
 
 
 class Composition:
@@ -194,8 +196,9 @@ async def _settle_memory() -> None:
 
 async def stop_machines(mesh: Mesh, region: str, timeout: float) -> None:
     """Stop all machines of the workers of `region`, whose processes have ended, killing those that still run after
-    `timeout` seconds. The next start of the workers starts them again.
+    `timeout` seconds. The next start of the workers starts them again. Raises MeshError when one runs.
     """
+    from services.worker.agent import DataInUse
     from services.worker.service import WorkerService
 
     workers = [worker for worker in workers_of(mesh, region) if worker.data.exists()]
@@ -204,7 +207,10 @@ async def stop_machines(mesh: Mesh, region: str, timeout: float) -> None:
         service = WorkerService(
             store, workers, region=region, cell=mesh.cell(region), clock=SystemClock(), random=Random()
         )
-        await service.stop_machines(timeout)
+        try:
+            await service.stop_machines(timeout)
+        except DataInUse as error:
+            raise MeshError(str(error)) from error
 
 
 async def stop_postgres(mesh: Mesh, region: str) -> None:
