@@ -20,9 +20,8 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from services.runtime import telemetry
 from services.runtime.errors import from_rpc_error
-from services.runtime.local_channel import LocalChannel
+from services.runtime.local_channel import MAX_MESSAGE_BYTES, LocalChannel
 from services.runtime.registry import CALLER_KEY, SECRET_KEY, Registry, remaining
-from services.runtime.server import MAX_MESSAGE_BYTES
 
 DEFAULT_TIMEOUT = 5.0
 
@@ -434,6 +433,12 @@ class _UnaryResponse(_Call):
 
 class _StreamResponse(_Call):
     _responses: AsyncIterator[Any] | None = None
+
+    def __del__(self) -> None:
+        # Nobody can read the rest any more. A call with one response goes on, as gRPC has it.
+        if not self._raw.done():
+            self._raw.cancel()
+        super().__del__()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         if self._responses is None:

@@ -20,6 +20,9 @@ import grpc
 from services.runtime.registry import Registry
 from services.runtime.telemetry import log
 
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""What a message may weigh, here and on the wire."""
+
 STREAM_BUFFER = 16
 """Messages of a stream that wait for their reader before the writer waits."""
 
@@ -179,8 +182,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 class _Rpc(grpc.aio.ServicerContext[Any, Any]):
     """A call: its state, and the context that its handler sees.
 
-    It ends once, by `finish`; the client's half reads what it ended with. That half is another object, so that a call
-    that its caller drops is collected, and cancelled, as gRPC has it.
+    It ends once, by `finish`; the caller's half, which is another object, reads what it ended with.
     """
 
     def __init__(self, channel: LocalChannel, method: str, metadata: _Metadata | None, timeout: float | None) -> None:
@@ -215,6 +217,8 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
         if handler is None:
             self.finish(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
             return
+        if request is not None and self.refuses(request):
+            return
         self._handler = handler
         self.task = self.loop.create_task(self._serve(handler, request), context=Context())
 
@@ -242,6 +246,21 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
             return False
         self.cancelled_by_caller = True
         self._stop(grpc.StatusCode.CANCELLED, details)
+        return True
+
+    async def request(self, raw: bytes) -> bool:
+        """Send a request of a stream; False if the call has ended."""
+        assert self.requests is not None, "a call with many requests has a pipe for them"
+        return not self.refuses(raw) and await self.requests.put(raw)
+
+    def refuses(self, raw: bytes) -> bool:
+        """Whether a message is too large, which ends the call."""
+        if len(raw) <= MAX_MESSAGE_BYTES:
+            return False
+        self._stop(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"a message of {len(raw)} bytes is larger than the {MAX_MESSAGE_BYTES} that are taken",
+        )
         return True
 
     def change(self) -> asyncio.Future[None]:
@@ -284,6 +303,8 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
                 return
             if not handler.response_streaming and self._code in (None, grpc.StatusCode.OK):
                 self.response = _encode(handler.response_serializer, response)
+                if self.refuses(self.response):
+                    return
             self.finish(self._code or grpc.StatusCode.OK, self._details)
         except grpc.aio.AbortError:
             pass
@@ -315,8 +336,9 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
         self._raise_if_ended()
         assert self.responses is not None, "a call with one response has no stream to write"
         raw = _encode(self._of_handler().response_serializer, message)
-        await self.send_initial_metadata_if_not_sent()
-        if not await self.responses.put(raw):
+        if self.sent_initial is None:
+            await self.send_initial_metadata(())
+        if self.refuses(raw) or not await self.responses.put(raw):
             self._raise_if_ended()
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
@@ -325,10 +347,6 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
             raise grpc.aio.UsageError("Send initial metadata failed: already sent")
         self.sent_initial = _checked(initial_metadata)
         self._wake_waiters()
-
-    async def send_initial_metadata_if_not_sent(self) -> None:
-        if self.sent_initial is None:
-            await self.send_initial_metadata(())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         self._trailing = _checked(trailing_metadata)
@@ -425,11 +443,6 @@ class _Call(grpc.aio.Call):
     def __init__(self, rpc: _Rpc, deserializer: _Deserializer | None) -> None:
         self._rpc = rpc
         self._deserializer = deserializer
-
-    def __del__(self) -> None:
-        rpc = getattr(self, "_rpc", None)
-        if rpc is not None and not rpc.ended and not rpc.loop.is_closed():
-            rpc.cancel("Cancelled upon garbage collection!")
 
     def cancel(self) -> bool:
         return self._rpc.cancel()
@@ -560,9 +573,8 @@ class _StreamRequest(_Call):
             raise asyncio.InvalidStateError("RPC already finished.")
         if self._half_closed:
             raise asyncio.InvalidStateError('RPC is half closed after calling "done_writing".')
-        assert self._rpc.requests is not None, "a call with many requests has a pipe for them"
         try:
-            written = await self._rpc.requests.put(_encode(self._serializer, request))
+            written = await self._rpc.request(_encode(self._serializer, request))
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -585,11 +597,11 @@ async def _feed(rpc: _Rpc, serializer: _Serializer | None, requests: AsyncIterab
     try:
         if isinstance(requests, AsyncIterable):
             async for request in requests:
-                if not await rpc.requests.put(_encode(serializer, request)):
+                if not await rpc.request(_encode(serializer, request)):
                     return
         else:
             for request in requests:
-                if not await rpc.requests.put(_encode(serializer, request)):
+                if not await rpc.request(_encode(serializer, request)):
                     return
     except BaseException as error:
         # A caller whose requests fail gives its call up; gRPC has it so, and tells it no more than this.
@@ -724,11 +736,11 @@ def _decode(deserializer: _Deserializer | None, raw: bytes) -> Any:
 
 
 def _checked(metadata: _Metadata) -> tuple[_Metadatum, ...]:
-    """Metadata as gRPC would carry it. Raises ValueError for keys it would not take, TypeError for such values."""
+    """Metadata as gRPC carries it. Raises InternalError for keys it does not take, TypeError for such values."""
     checked = tuple(map(_Metadatum._make, metadata))
     for key, value in checked:
         if not key.islower() or not key.isascii():
-            raise ValueError(f"metadata was invalid: the key {key!r} is not in lower case")
+            raise grpc.aio.InternalError(f"metadata was invalid: the key {key!r} is not in lower case")
         if not isinstance(value, bytes if key.endswith("-bin") else str):
             raise TypeError(f"metadata was invalid: the value of {key!r} is of type {type(value).__name__}")
     return checked

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Never
 
 import grpc
@@ -39,7 +39,7 @@ class ServerCall:
     """
 
     method: str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(repr=False)
     context: grpc.aio.ServicerContext[Any, Any]
     caller: str = ""
 
@@ -224,6 +224,9 @@ class _Chain:
             return _code_set(context, grpc.StatusCode.UNKNOWN)
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return grpc.StatusCode.CANCELLED
+        if isinstance(error, grpc.aio.InternalError):
+            # What a servicer sends no longer arrives: its caller is gone.
+            return grpc.StatusCode.CANCELLED
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
             return grpc.StatusCode.UNKNOWN
         if isinstance(error, NotImplementedError) and _code_set(context) is grpc.StatusCode.UNIMPLEMENTED:
@@ -245,9 +248,9 @@ class _Chain:
         await context.abort(error.code, error.message, trailing)
 
 
-def _authenticate(secret: bytes, metadata: Mapping[str, Any]) -> str:
-    """The caller, "cell/service". Raises Unauthenticated unless it knows the set's secret."""
-    offered = metadata.get(SECRET_KEY, "")
+def _authenticate(secret: bytes, metadata: dict[str, Any]) -> str:
+    """The caller, "cell/service"; takes the secret out of `metadata`. Raises Unauthenticated unless it is the set's."""
+    offered = metadata.pop(SECRET_KEY, "")
     caller = metadata.get(CALLER_KEY, "")
     if not caller or not hmac.compare_digest(offered.encode(), secret):
         raise Unauthenticated(

@@ -8,9 +8,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.runtime.local_channel import MAX_MESSAGE_BYTES
 from services.runtime.registry import Registry
-
-MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # Two processes never share a port: an old one that still runs keeps the new one out.
