@@ -10,9 +10,9 @@ _NUMBER_BITS = 20
 def private_ip(network: str, cell: str, worker_number: int, machine_id: str) -> str:
     """The private IPv6 address of a machine, in eight written-out groups: fdaa:NNNN:NNNN:WWWW:WWWW:MMMM:MMMM:MMMM.
 
-    N stands for the network, the same in every cell; W for the worker, unique in the world: its cell (12 bits), then its
-    number in the cell (20 bits); M are the last twelve digits of the machine's id. Raises ValueError for a cell or an id
-    that is not hexadecimal and for a number that does not fit.
+    N stands for the network, the same in every cell; W for the worker, unique in the world: its cell (12 bits), then
+    its number in the cell (20 bits); M are the last twelve digits of the machine's id. Raises ValueError for a cell or
+    an id that is not hexadecimal, and for a number that does not fit.
     """
     if not 0 <= worker_number < 1 << _NUMBER_BITS:
         raise ValueError(f"worker number {worker_number} does not fit into {_NUMBER_BITS} bits")

@@ -1,0 +1,117 @@
+"""What the agent asks of whatever runs machines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from skerry.store.v1.store_pb2 import MachineRecord
+
+UNKNOWN_EXIT_CODE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt to run a machine: its number is never used twice for the machine on this worker."""
+
+    machine_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What to run: the record of the machine with its spec, and what else its environment tells."""
+
+    record: MachineRecord
+    region: str
+    private_ip: str
+    fresh: bool
+    """The machine's version is not the one that ran here before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a run ended."""
+
+    code: int
+    """Exit status, 128 + signal when a signal ended it, -1 when nobody knows."""
+    signal: int
+    """The signal that ended it; 0 for none."""
+    oom_killed: bool
+    """It took more memory than it may have."""
+    at: float
+    """When, in unix seconds."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A run whose processes live, or lived a moment ago."""
+
+    run: Run
+    pid: int
+    """Of its main process."""
+    started_at: float
+    """When, in unix seconds."""
+    ended: asyncio.Future[Exit]
+    """Done once none of its processes is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What is known of a run that an earlier agent began; nothing set: it never started, and never will."""
+
+    running: Running | None = None
+    """It runs."""
+    exit: Exit | None = None
+    """It ran and has ended."""
+    refused: str = ""
+    """It could not be started, for this reason."""
+
+
+class CannotRun(Exception):
+    """The machine cannot run here, and trying again does not mend that. The message is for the machine's owner."""
+
+
+class LaunchLost(Exception):
+    """It is not known whether the run was started: ask `recover`."""
+
+
+class Driver(Protocol):
+    """Runs machines on this host. What it starts outlives it; a later driver on the same data finds it again."""
+
+    name: str
+    """What workers call it: "process"."""
+
+    async def work(self, ready: Callable[[], None]) -> None:
+        """Background work until cancelled, which does not end what runs.
+
+        Calls `ready` once the other methods may be called.
+        """
+        ...
+
+    async def launch(self, run: Run, assignment: Assignment) -> Running:
+        """Start a run. Raises CannotRun; LaunchLost; OSError for what may be better the next time."""
+        ...
+
+    async def recover(self, run: Run) -> Recovered:
+        """Find out what became of a run that was perhaps begun; adopt it if it runs. Raises OSError."""
+        ...
+
+    def signal(self, run: Run, number: int) -> None:
+        """Send a signal to the processes of a run that `launch` or `recover` gave. Nothing if it has ended."""
+        ...
+
+    async def remove(self, machine_id: str) -> None:
+        """Remove everything of a machine that does not run, except its volumes. Raises OSError."""
+        ...
+
+    def found(self) -> Iterable[tuple[Run, MachineRecord | None]]:
+        """The latest run of every machine that left something on this host, with the record it was run from."""
+        ...
+
+    def log_of(self, machine_id: str) -> Path:
+        """Where the output of a machine is, if it has run."""
+        ...

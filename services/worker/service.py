@@ -1,0 +1,186 @@
+"""The worker on the wire: the agents of a process as one gRPC service, and the store as their agents see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Never
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from skerry.store.v1.store_pb2 import (
+    GetAppRequest,
+    HeartbeatRequest,
+    RegisterWorkerRequest,
+    RegisterWorkerResponse,
+    ReportObservationsRequest,
+    ReportObservationsResponse,
+    WatchFilter,
+)
+from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub, MachineStoreStub
+from skerry.worker.v1 import worker_pb2_grpc
+from skerry.worker.v1.worker_pb2 import (
+    Instance,
+    ListInstancesRequest,
+    ListInstancesResponse,
+    ReadLogRequest,
+    ReadLogResponse,
+)
+
+from services.runtime.clock import Clock
+from services.runtime.errors import NotFound
+from services.runtime.following import Follower, follow
+from services.runtime.ids import new_ulid
+from services.runtime.registry import Registry
+from services.runtime.tasks import run_forever
+from services.worker.agent import Agent
+from services.worker.agent import Instance as Here
+from services.worker.drivers.driver import Driver
+from services.worker.drivers.process import ProcessDriver
+from services.worker.logs import read_log
+from services.worker.settings import WorkerSettings
+
+_CALL_SECONDS = 5.0
+_DEFAULT_TAIL_BYTES = 65_536
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """The workers of this process: a component, and the servicer of skerry.worker.v1.Worker."""
+
+    name = "worker"
+
+    def __init__(
+        self,
+        store: grpc.aio.Channel,
+        workers: Sequence[WorkerSettings],
+        *,
+        region: str,
+        cell: str,
+        clock: Clock,
+        random: Random,
+        address: str | Callable[[], str] = "",
+    ) -> None:
+        """`store` leads to the machine-store of the cell. `address` is where others reach this service, for its record
+        in the store; a function is asked when the worker registers, when the process listens already.
+        """
+        self._clock = clock
+        where: Callable[[], str] = address if callable(address) else lambda: address
+        client = _StoreClient(store, clock, random)
+        self._agents = [
+            Agent(
+                settings,
+                client,
+                _driver(settings, clock),
+                region=region,
+                cell=cell,
+                address=where,
+                clock=clock,
+                random=random,
+                new_journal_id=lambda: new_ulid(clock.now(), random),
+            )
+            for settings in workers
+        ]
+
+    def register(self, registry: Registry) -> None:
+        worker_pb2_grpc.add_WorkerServicer_to_server(self, registry)
+
+    async def run(self, ready: Callable[[], None]) -> Never:
+        """Run the agents until cancelled; machines go on.
+
+        `ready` is called once all are registered and know what they are to run.
+        """
+        waiting = {agent.worker_id for agent in self._agents}
+
+        def one_ready(worker_id: str) -> Callable[[], None]:
+            def tell() -> None:
+                waiting.discard(worker_id)
+                if not waiting:
+                    ready()
+
+            return tell
+
+        await run_forever(
+            **{f"worker {agent.worker_id}": agent.run(one_ready(agent.worker_id)) for agent in self._agents}
+        )
+
+    async def stop_machines(self, timeout: float) -> None:
+        """Stop every machine of these workers, killing what has not ended after `timeout` seconds.
+
+        What they are asked to be does not change: the next start of the workers starts them again. Works whether the
+        workers run or not (not while another process runs them).
+        """
+        await asyncio.gather(*(agent.halt(timeout) for agent in self._agents))
+
+    async def ListInstances(
+        self, request: ListInstancesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ListInstancesResponse:
+        agents = [agent for agent in self._agents if request.worker_id in ("", agent.worker_id)]
+        if not agents:
+            raise NotFound(f"worker {request.worker_id} is not of this process")
+        return ListInstancesResponse(instances=[_instance(here) for agent in agents for here in agent.instances()])
+
+    async def ReadLog(
+        self, request: ReadLogRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[ReadLogResponse]:
+        path = self._log_of(request.machine_id)
+        tail = request.tail_bytes or _DEFAULT_TAIL_BYTES
+        async for data in read_log(path, tail, follow=request.follow, clock=self._clock):
+            yield ReadLogResponse(data=data)
+
+    def _log_of(self, machine_id: str) -> Path:
+        for agent in self._agents:
+            path = agent.log_of(machine_id)
+            if path is not None:
+                return path
+        raise NotFound(f"machine {machine_id} is on no worker of this process")
+
+
+class _StoreClient:
+    """The machine-store as the agents see it."""
+
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock, random: Random) -> None:
+        self._stub: MachineStoreAsyncStub = MachineStoreStub(channel)
+        self._clock = clock
+        self._random = random
+
+    async def register(self, request: RegisterWorkerRequest) -> RegisterWorkerResponse:
+        return await self._stub.RegisterWorker(request, timeout=_CALL_SECONDS)
+
+    async def heartbeat(self, request: HeartbeatRequest, timeout: float) -> None:
+        await self._stub.Heartbeat(request, timeout=timeout)
+
+    async def report(self, request: ReportObservationsRequest) -> ReportObservationsResponse:
+        return await self._stub.ReportObservations(request, timeout=_CALL_SECONDS)
+
+    async def network_of(self, app_name: str) -> str:
+        try:
+            answer = await self._stub.GetApp(GetAppRequest(name=app_name), timeout=_CALL_SECONDS)
+        except NotFound:
+            return ""
+        return answer.app.network
+
+    async def follow(self, filter: WatchFilter, follower: Follower, on_caught_up: Callable[[], None]) -> Never:
+        await follow(self._stub, filter, follower, on_caught_up=on_caught_up, clock=self._clock, random=self._random)
+
+
+def _driver(settings: WorkerSettings, clock: Clock) -> Driver:
+    return ProcessDriver(settings.data, settings.id, settings.process, clock)
+
+
+def _instance(here: Here) -> Instance:
+    entry = here.entry
+    instance = Instance(
+        machine_id=entry.machine_id,
+        generation=entry.generation,
+        instance_id=entry.instance_id,
+        pid=entry.pid,
+        restart_count=entry.restart_count,
+        worker_id=here.worker_id,
+    )
+    if entry.pid:
+        started_at = Timestamp()
+        started_at.FromNanoseconds(int(entry.started_at * 1e9))
+        instance.started_at.CopyFrom(started_at)
+    return instance
