@@ -44,7 +44,7 @@ def options(
 
 
 def main() -> None:
-    """Entry point of the console script. An error that nobody expected is a line too; SKERRY_TRACEBACK=1 shows it whole."""
+    """Entry point of the console script. Unexpected errors are a line too; SKERRY_TRACEBACK=1 shows where."""
     try:
         app()
     except Exception as error:

@@ -30,6 +30,6 @@ def run(
         region = mesh.regions[0]
     process = mesh.process(region, name, instance)
     # Imported last: it pulls in every service.
-    from services.cli import wiring
+    from services.cli.wiring import run as run_process
 
-    wiring.run(mesh, process)
+    run_process(mesh, process)

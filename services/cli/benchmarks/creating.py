@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
+
 from services.cli.benchmarks import bed
 from services.cli.benchmarks.statistics import quantile, summary
-from services.cli.mesh import HOST
+from services.cli.mesh import HOST, Mesh
+from services.runtime.postgres import OwnedPostgres
 
 ECHOES = {"set": 1, "apart": 4}
 """Calls between processes that a create cannot do without, per wiring; each also has one durable commit."""
@@ -80,6 +83,23 @@ def report(*, serial: dict[str, Any], concurrent: dict[str, Any]) -> dict[str, A
     return {"floor": {"echo_ms": round(echo, 3), "commit_ms": round(commit, 3)}, "runs": runs}
 
 
-def _commit_table(mesh: Any) -> str:
-    """Make a table beside the store's data, in a database of its own; returns that database's DSN."""
-    raise NotImplementedError
+def _commit_table(mesh: Mesh) -> str:
+    """Make a table on the PostgreSQL of `mesh`, in a database of its own; returns that database's DSN."""
+    postgres = OwnedPostgres(mesh.postgres_directory(bed.REGION))
+
+    async def make() -> None:
+        administrator = await asyncpg.connect(postgres.dsn)
+        try:
+            await administrator.execute("CREATE DATABASE commit_floor")
+        finally:
+            await administrator.close()
+        connection = await asyncpg.connect(postgres.dsn_of("commit_floor"))
+        try:
+            await connection.execute(
+                "CREATE TABLE commit_floor (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
+            )
+        finally:
+            await connection.close()
+
+    asyncio.run(make())
+    return postgres.dsn_of("commit_floor")
