@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,7 +19,7 @@ from skerry.store.v1.store_pb2 import (
     ReportObservationsResponse,
     WatchFilter,
 )
-from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub, MachineStoreStub
+from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.worker.v1 import worker_pb2_grpc
 from skerry.worker.v1.worker_pb2 import (
     Instance,
@@ -41,6 +41,9 @@ from services.worker.drivers.driver import Driver
 from services.worker.drivers.process import ProcessDriver
 from services.worker.logs import read_log
 from services.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
 
 _CALL_SECONDS = 5.0
 _DEFAULT_TAIL_BYTES = 65_536

@@ -22,7 +22,7 @@ An answer: {"token", "pid", "start", "shim", "shim_start"}, or {"token", "stage"
 """
 
 # pathlib would cost every shim memory.
-# ruff: noqa: PTH100, PTH104, PTH108, PTH120, PTH123, PTH208
+# ruff: noqa: PTH104, PTH108, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
