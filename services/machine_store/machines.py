@@ -1,0 +1,494 @@
+"""Creating, changing and reading machines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from skerry.converter.v1.converter_pb2 import ConversionResult
+from skerry.store.v1.store_pb2 import (
+    ApplyVerbRequest,
+    CreateMachineRequest,
+    MachineRecord,
+    Observation,
+    UpdateMachineRequest,
+)
+from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED, MACHINE_STATE_STARTING, MachineEvent
+from skerry.types.v1.spec_pb2 import MachineSpec
+
+from services.machine_store.batch import BatchWriter
+from services.machine_store.database import Database, OutcomeUnknown, Row
+from services.machine_store.observations import SOURCE, Effect, Known, plan
+from services.machine_store.queries import load
+from services.machine_store.records import (
+    EventIds,
+    check_text,
+    checked_amounts,
+    details,
+    events,
+    from_timestamp,
+    machine_record,
+    moment,
+    storable,
+    timestamp,
+    whole_machine_record,
+)
+from services.machine_store.steps import Create, NewMachine, Outcome, Step, Unit, step_to
+from services.machine_store.transitions import DESIRED, RUN_AGAIN, Asked, State, ask, state_name
+from services.runtime.clock import Clock
+from services.runtime.errors import (
+    Conflict,
+    DependencyDown,
+    IdempotencyConflict,
+    InvalidConfig,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    SkerryError,
+    VersionMismatch,
+    Violation,
+)
+
+_SQL = load("machines")
+
+CHUNK = 200
+"""Most machines in one message of a list."""
+MOST_EVENTS = 1000
+"""Most events in one answer."""
+
+_EVENTS_OF_A_REPEAT = 10
+_ATTEMPTS = 20
+_STEPS = 32
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A machine after its creation; whole when an earlier request with the same key had created it."""
+
+    machine: MachineRecord
+    events: Sequence[MachineEvent]
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A machine after a write, without config and spec, and what happened to it; nothing if there was nothing to do."""
+
+    machine: MachineRecord
+    events: Sequence[MachineEvent]
+    previous_state: State
+    changed: bool
+
+
+class Machines:
+    """The machines of the region. Writes go through `writer`, reads are queries."""
+
+    def __init__(self, database: Database, writer: BatchWriter, *, clock: Clock, ids: EventIds) -> None:
+        self._database = database
+        self._writer = writer
+        self._clock = clock
+        self._ids = ids
+
+    async def create(self, request: CreateMachineRequest) -> Created:
+        """Create a machine on the first candidate with room.
+
+        Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, DependencyDown.
+        """
+        create = self._new_machine(request)
+        outcome = await self._create_for_certain(create)
+        if outcome.outcome == "done":
+            return Created(create.record, [create.event], repeated=False)
+        if outcome.outcome == "repeated":
+            machine, happened = await self.get(outcome.machine_id or "", events=_EVENTS_OF_A_REPEAT)
+            return Created(machine, happened, repeated=True)
+        raise _refusal(outcome.outcome, request)
+
+    async def update(self, request: UpdateMachineRequest) -> Changed:
+        """Give a machine a new version, and another place if its present worker has no room.
+
+        Raises InvalidConfig, NotFound, VersionMismatch, WrongState, NameTaken, NoCapacity, DependencyDown.
+        """
+        check_text(name=request.name, instance_id=request.instance_id, source=request.source)
+        need = checked_amounts(request.need, "need")
+        config, spec, parts = _version(request)
+        candidates = [storable(worker) for worker in request.candidate_worker_ids]
+        event_id = ""
+        for _ in range(_ATTEMPTS):
+            record = await self._basic(request.machine_id, request.app_id, patient=event_id != "")
+            before = record.state
+            if written := await self._written(record, event_id):
+                return Changed(record, written, before, changed=True)
+            if request.current_version not in ("", record.instance_id):
+                raise VersionMismatch(
+                    f"{record.id} is at version {record.instance_id}, not {request.current_version}: get it again",
+                    metadata={"current_version": record.instance_id},
+                )
+            after = ask(Asked.UPDATE, before, machine=record.id, launch=not request.skip_launch)
+            ran = record.generation > 0
+            expected = record.revision
+            self._enter(record, after or before)
+            record.instance_id = request.instance_id
+            record.name = request.name or record.name
+            record.cordoned = request.cordoned
+            _copy_from_spec(record, request.conversion.spec)
+            event = self._event(record, Asked.UPDATE.value, request.source)
+            event_id = event.id
+            step = step_to(record, event)._replace(
+                expected_revision=expected,
+                need=need,
+                candidates=candidates,
+                leaves=ran,
+                config=config,
+                spec=spec,
+                parts=parts,
+            )
+            match await self._try(step, record, event):
+                case "done":
+                    return Changed(record, [event], before, changed=True)
+                case "name_taken":
+                    raise _name_taken(request.name)
+                case "no_room":
+                    raise _no_room([record.worker_id, *request.candidate_worker_ids])
+        raise _too_busy(request.machine_id)
+
+    async def apply(self, request: ApplyVerbRequest, asked: Asked) -> Changed:
+        """Apply a verb other than update.
+
+        Raises NotFound, WrongState, StillRunning, Conflict (another generation than expected), DependencyDown.
+        """
+        check_text(source=request.source)
+        event_id = ""
+        for _ in range(_ATTEMPTS):
+            record = await self._basic(request.machine_id, request.app_id, patient=event_id != "")
+            before = record.state
+            if written := await self._written(record, event_id):
+                return Changed(record, written, before, changed=True)
+            if request.expected_generation not in (0, record.generation):
+                raise Conflict(
+                    f"machine {record.id} is of generation {record.generation}, not {request.expected_generation}: "
+                    "something else was asked of it meanwhile"
+                )
+            after = ask(asked, before, machine=record.id, force=request.force)
+            if after is None:
+                return Changed(record, (), before, changed=False)
+            expected = record.revision
+            self._enter(record, after)
+            if request.HasField("stop") and asked is not Asked.START:
+                record.stop.CopyFrom(request.stop)
+            event = self._event(record, asked.value, request.source)
+            event_id = event.id
+            if await self._try(step_to(record, event)._replace(expected_revision=expected), record, event) == "done":
+                return Changed(record, [event], before, changed=True)
+        raise _too_busy(request.machine_id)
+
+    async def report(self, worker_id: str, journal_id: str, observations: Sequence[Observation]) -> int:
+        """Let each observation of a worker take effect once; the last sequence of the journal that did.
+
+        Raises NotFound for a worker or journal that is not the registered one, Conflict for a gap in the sequence,
+        DependencyDown.
+        """
+        remaining = observations
+        last = -1
+        fruitless = 0
+        while fruitless < _ATTEMPTS:
+            chunk = remaining[:_STEPS]
+            rows = await self._database.fetch(
+                _SQL["observed_machines"],
+                storable(worker_id),
+                storable(journal_id),
+                sorted({storable(observation.machine_id) for observation in chunk}),
+                patience=_PATIENCE if fruitless else 0.0,
+            )
+            if not rows:
+                raise NotFound(f"worker {worker_id} with journal {journal_id} is not registered: register it first")
+            fruitless = fruitless + 1 if rows[0]["last_sequence"] == last else 0
+            last = int(rows[0]["last_sequence"])
+            remaining = [observation for observation in remaining if observation.sequence > last]
+            if not remaining:
+                return last
+            if chunk[-1].sequence <= last:
+                continue
+            chunk = [observation for observation in chunk if observation.sequence > last]
+            _check_sequence(worker_id, last, chunk)
+            unit = self._plan(worker_id, journal_id, last, chunk, rows)
+            try:
+                outcomes = await self._writer.submit(unit)
+            except OutcomeUnknown:
+                fruitless += 1
+                continue
+            if outcomes[-1].outcome == "done" and len(chunk) == len(remaining):
+                return chunk[-1].sequence
+        raise DependencyDown(
+            "machine-store: these machines change too often just now; repeat the report", retry_after=0.1
+        )
+
+    async def get(
+        self, machine_id: str, app_id: str = "", *, events: int = 0
+    ) -> tuple[MachineRecord, Sequence[MachineEvent]]:
+        """A machine, whole, and its newest events, newest first. Raises NotFound, DependencyDown."""
+        row = await self._database.fetchrow(
+            _SQL["get_machine"], storable(machine_id), storable(app_id), max(0, min(events, MOST_EVENTS))
+        )
+        if row is None:
+            raise _no_machine(machine_id)
+        return whole_machine_record(row), _events(row)
+
+    async def list(
+        self,
+        app_id: str,
+        *,
+        include_destroyed: bool,
+        states: Sequence[State],
+        metadata: Mapping[str, str],
+        whole: bool,
+    ) -> AsyncIterator[Sequence[MachineRecord]]:
+        """Machines of an app, or of all apps when that is empty, oldest first, in chunks. Raises DependencyDown."""
+        statement = _SQL[f"list_{'of_app' if app_id else 'all'}_{'full' if whole else 'basic'}"]
+        scope = [storable(app_id)] if app_id else []
+        make = whole_machine_record if whole else machine_record
+        async with self._database.reading() as connection:
+            cursor = await connection.cursor(statement, *scope, include_destroyed, list(states) or None)
+            while rows := await cursor.fetch(CHUNK):
+                records = [make(row) for row in rows]
+                if chosen := [record for record in records if metadata.items() <= dict(record.metadata).items()]:
+                    yield chosen
+
+    async def events(self, machine_id: str, app_id: str, limit: int) -> Sequence[MachineEvent]:
+        """What happened to a machine, newest first. Raises InvalidConfig (limit), NotFound, DependencyDown."""
+        if not 1 <= limit <= MOST_EVENTS:
+            why = f"is {limit}: it must be from 1 to {MOST_EVENTS}"
+            raise InvalidConfig(f"limit {why}", violations=[Violation("limit", why)])
+        row = await self._database.fetchrow(_SQL["list_events"], storable(machine_id), storable(app_id), limit)
+        if row is None:
+            raise _no_machine(machine_id)
+        return _events(row)
+
+    async def made_by(
+        self, app_id: str, key: str, fingerprint: bytes
+    ) -> tuple[MachineRecord, Sequence[MachineEvent]] | None:
+        """The machine that an idempotency key has made, whole, with its newest events; None for a new key.
+
+        Raises InvalidConfig (the key), IdempotencyConflict, DependencyDown.
+        """
+        check_text(idempotency_key=key)
+        row = await self._database.fetchrow(_SQL["get_idempotency_key"], storable(app_id), key)
+        if row is None:
+            return None
+        if row["fingerprint"] != fingerprint:
+            raise _other_request(key)
+        return await self.get(row["machine_id"], events=_EVENTS_OF_A_REPEAT)
+
+    def _new_machine(self, request: CreateMachineRequest) -> Create:
+        check_text(
+            name=request.name,
+            idempotency_key=request.idempotency_key,
+            region=request.region,
+            machine_id=request.machine_id,
+            instance_id=request.instance_id,
+            app_id=request.app_id,
+            source=request.source,
+        )
+        for field in ("name", "machine_id", "instance_id", "app_id"):
+            if not getattr(request, field):
+                raise InvalidConfig(f"{field} is missing", violations=[Violation(field, "is missing")])
+        need = checked_amounts(request.need, "need")
+        config, spec, parts = _version(request)
+        at = moment(self._clock.now())
+        now = timestamp(at)
+        state = MACHINE_STATE_STARTING if request.launch else MACHINE_STATE_CREATED
+        record = MachineRecord(
+            id=request.machine_id,
+            app_id=request.app_id,
+            name=request.name,
+            region=request.region,
+            state=state,
+            desired=DESIRED[state],
+            generation=1 if request.launch else 0,
+            instance_id=request.instance_id,
+            cordoned=request.cordoned,
+            created_at=now,
+            updated_at=now,
+            generation_at=now if request.launch else None,
+        )
+        _copy_from_spec(record, request.conversion.spec)
+        event = MachineEvent(
+            id=self._ids.new(), type="launch", status=state_name(state), source=request.source, timestamp=now
+        )
+        row = NewMachine(
+            id=request.machine_id,
+            instance_id=request.instance_id,
+            app_id=request.app_id,
+            name=request.name,
+            region=request.region,
+            state=state,
+            desired=DESIRED[state],
+            generation=record.generation,
+            need=need,
+            candidates=[storable(worker) for worker in request.candidate_worker_ids],
+            idempotency_key=request.idempotency_key,
+            fingerprint=request.request_fingerprint,
+            at=at,
+            details=details(record),
+            config=config,
+            spec=spec,
+            parts=parts,
+            event_id=event.id,
+            event_status=event.status,
+            event_source=event.source,
+        )
+        return Create(row, record, event)
+
+    async def _create_for_certain(self, create: Create) -> Outcome:
+        """Create until it is known to have happened or not: its ids and its key make it safe to repeat."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return (await self._writer.submit(create))[0]
+            except OutcomeUnknown as error:
+                lost = error
+        raise lost
+
+    def _plan(
+        self, worker_id: str, journal_id: str, last: int, observations: Sequence[Observation], rows: Sequence[Row]
+    ) -> Unit:
+        ended = {observation.machine_id for observation in observations if observation.WhichOneof("seen") == "exited"}
+        machines = {
+            row["id"]: Known(
+                machine_record(row),
+                auto_destroy=row["id"] in ended and MachineSpec.FromString(row["spec"]).restart.auto_destroy,
+            )
+            for row in rows
+            if row["id"] is not None
+        }
+        return plan(worker_id, journal_id, last, observations, machines, touch=self._touch, stamp=self._observed)
+
+    def _observed(self, record: MachineRecord, effect: Effect, observation: Observation) -> MachineEvent:
+        event = self._event(record, effect.event_type, SOURCE, status=effect.event_status)
+        if observation.HasField("at"):
+            event.timestamp.CopyFrom(timestamp(from_timestamp(observation.at)))
+        if effect.request is not None:
+            event.request.CopyFrom(effect.request)
+        return event
+
+    def _touch(self, record: MachineRecord) -> None:
+        record.updated_at.CopyFrom(timestamp(moment(self._clock.now())))
+
+    def _enter(self, record: MachineRecord, state: State) -> None:
+        """Put a machine into a state that was asked for."""
+        record.state = state
+        record.desired = DESIRED[state]
+        record.reason = ""
+        record.ClearField("stop")
+        if state in RUN_AGAIN:
+            record.generation += 1
+            record.generation_at.CopyFrom(timestamp(moment(self._clock.now())))
+            record.restart_count = 0
+            del record.checks[:]
+
+    def _event(self, record: MachineRecord, kind: str, source: str, status: str | None = None) -> MachineEvent:
+        """An event of now; `record`, which it is newer than, changes now too."""
+        event_id = self._ids.new(after=from_timestamp(record.updated_at))
+        self._touch(record)
+        return MachineEvent(
+            id=event_id,
+            type=kind,
+            status=state_name(record.state) if status is None else status,
+            source=source,
+            timestamp=record.updated_at,
+        )
+
+    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent) -> str:
+        """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
+        unit = Unit()
+        unit.add(step, record, event)
+        try:
+            outcome = (await self._writer.submit(unit))[0].outcome
+        except OutcomeUnknown:
+            return "unknown"
+        if outcome == "missing":
+            raise _no_machine(record.id)
+        return outcome
+
+    async def _basic(self, machine_id: str, app_id: str, *, patient: bool) -> MachineRecord:
+        patience = _PATIENCE if patient else 0.0
+        row = await self._database.fetchrow(_SQL["get_machine_basic"], storable(machine_id), patience=patience)
+        if row is None or app_id not in ("", row["app_id"]):
+            raise _no_machine(machine_id)
+        return machine_record(row)
+
+    async def _written(self, record: MachineRecord, event_id: str) -> Sequence[MachineEvent]:
+        """The event of a write whose outcome was not known, if it took effect."""
+        if not event_id:
+            return []
+        return events(await self._database.fetch(_SQL["get_event"], record.id, event_id))
+
+
+def _version(request: CreateMachineRequest | UpdateMachineRequest) -> tuple[bytes, bytes, bytes]:
+    return (
+        request.config.SerializeToString(),
+        request.conversion.spec.SerializeToString(),
+        ConversionResult(parts=request.conversion.parts).SerializeToString(),
+    )
+
+
+def _copy_from_spec(record: MachineRecord, spec: MachineSpec) -> None:
+    """What a record also shows without its spec."""
+    record.ClearField("metadata")
+    record.metadata.update(spec.metadata.entries)
+    record.schedule = spec.schedule.interval
+    del record.standby_for[:]
+    record.standby_for.extend(spec.standbys.machine_ids)
+
+
+def _check_sequence(worker_id: str, last: int, observations: Sequence[Observation]) -> None:
+    for expected, observation in enumerate(observations, last + 1):
+        if observation.sequence != expected:
+            raise Conflict(
+                f"observation {observation.sequence} of worker {worker_id} stands where {expected} is expected: "
+                "send them in order, without gaps"
+            )
+
+
+def _events(row: Row) -> Sequence[MachineEvent]:
+    return events(row["events"])
+
+
+def _refusal(outcome: str, request: CreateMachineRequest) -> SkerryError:
+    match outcome:
+        case "no_app":
+            return NotFound(f"app {request.app_id} does not exist: create it first")
+        case "name_taken":
+            return _name_taken(request.name)
+        case "id_taken":
+            return Conflict(f"machine {request.machine_id} exists already: make another id")
+        case "other_request":
+            return _other_request(request.idempotency_key)
+        case _:
+            return _no_room(request.candidate_worker_ids)
+
+
+def _no_machine(machine_id: str) -> NotFound:
+    return NotFound(f"machine {machine_id} does not exist")
+
+
+def _name_taken(name: str) -> NameTaken:
+    why = f"is taken: the app has another machine {name}"
+    return NameTaken(f"name {why}; choose another name", violations=[Violation("name", why)])
+
+
+def _no_room(workers: Sequence[str]) -> NoCapacity:
+    if not workers:
+        return NoCapacity("no worker was proposed that could take the machine")
+    return NoCapacity(
+        f"there is no room on any of the workers that were proposed: {', '.join(workers)}", retry_after=1.0
+    )
+
+
+def _other_request(key: str) -> IdempotencyConflict:
+    return IdempotencyConflict(f"idempotency key {key} was used for another request: use a new key for a new request")
+
+
+def _too_busy(machine_id: str) -> DependencyDown:
+    return DependencyDown(
+        f"machine-store: machine {machine_id} changes too often just now; repeat the request", retry_after=0.1
+    )

@@ -1,0 +1,43 @@
+-- Following the log, and the state that it leads to.
+
+-- name: get_head
+-- The newest revision, and the newest that is forgotten.
+SELECT revision, purged_revision FROM counter
+
+-- name: read_log
+-- Entries after a revision; one row without entry when there is none. $1 revision, $2 limit.
+SELECT c.revision AS newest_revision, c.purged_revision, l.*
+FROM counter c LEFT JOIN LATERAL (
+    SELECT * FROM log WHERE log.revision > $1 ORDER BY log.revision LIMIT $2
+) l ON true
+ORDER BY l.revision
+
+-- name: get_versions
+-- Config, spec and parts of some versions. $1 machine ids and $2 instance ids, in pairs.
+SELECT v.instance_id, v.config, v.spec, v.parts
+FROM unnest($1::text[], $2::text[]) AS wanted (machine_id, instance_id)
+JOIN versions v ON v.machine_id = wanted.machine_id AND v.instance_id = wanted.instance_id
+
+-- name: state_of_apps
+-- Apps that are not deleted.
+SELECT revision, to_jsonb(a) AS record FROM apps a WHERE deleted_at IS NULL ORDER BY revision
+
+-- name: state_of_workers
+-- Workers.
+SELECT revision, to_jsonb(w) AS record FROM workers w ORDER BY revision
+
+-- name: state_of_machines
+-- Machines that something of is left: not destroyed, or not yet let go of.
+SELECT * FROM machines WHERE state <> 10 OR leaving_worker_id <> ''
+
+-- name: state_of_worker_machines
+-- Those that are on a worker or leave it. $1 worker id.
+SELECT * FROM machines WHERE (worker_id = $1 AND state <> 10) OR (leaving_worker_id = $1 AND leaving_worker_id <> '')
+
+-- name: state_of_app_machines
+-- Those of an app. $1 app id.
+SELECT * FROM machines WHERE app_id = $1 AND (state <> 10 OR leaving_worker_id <> '')
+
+-- name: state_of_machine
+-- One machine, also a destroyed one. $1 id.
+SELECT * FROM machines WHERE id = $1

@@ -1,0 +1,69 @@
+-- Reading machines. Columns of `machines` come as they are; config, spec and parts are those of the present version.
+
+-- name: get_machine
+-- One machine, whole, with its newest events. $1 id, $2 app id or '', $3 number of events.
+SELECT m.*, v.config, v.spec, v.parts, ARRAY(
+    SELECT ROW(e.id, e.type, e.status, e.source, e.at, e.request)
+    FROM machine_events e WHERE e.machine_id = m.id ORDER BY e.id DESC LIMIT $3
+) AS events
+FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
+WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
+
+-- name: get_machine_basic
+-- One machine without its version. $1 id.
+SELECT * FROM machines WHERE id = $1
+
+-- name: get_event
+-- One event, by which a change is known to have been committed. $1 machine id, $2 event id.
+SELECT id, type, status, source, at, request FROM machine_events WHERE machine_id = $1 AND id = $2
+
+-- name: list_of_app_basic
+-- Machines of an app, oldest first. $1 app id, $2 with destroyed ones, $3 states or null.
+SELECT * FROM machines
+WHERE app_id = $1 AND ($2 OR state <> 10) AND ($3::smallint[] IS NULL OR state = ANY ($3))
+ORDER BY created_revision
+
+-- name: list_of_app_full
+-- The same with versions.
+SELECT m.*, v.config, v.spec, v.parts
+FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
+WHERE m.app_id = $1 AND ($2 OR state <> 10) AND ($3::smallint[] IS NULL OR state = ANY ($3))
+ORDER BY m.created_revision
+
+-- name: list_all_basic
+-- Machines of all apps, oldest first. $1 with destroyed ones, $2 states or null.
+SELECT * FROM machines
+WHERE ($1 OR state <> 10) AND ($2::smallint[] IS NULL OR state = ANY ($2))
+ORDER BY created_revision
+
+-- name: list_all_full
+-- The same with versions.
+SELECT m.*, v.config, v.spec, v.parts
+FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
+WHERE ($1 OR state <> 10) AND ($2::smallint[] IS NULL OR state = ANY ($2))
+ORDER BY m.created_revision
+
+-- name: list_events
+-- What happened to a machine, newest first; no row without such a machine. $1 id, $2 app id or '', $3 limit.
+SELECT ARRAY(
+    SELECT ROW(e.id, e.type, e.status, e.source, e.at, e.request)
+    FROM machine_events e WHERE e.machine_id = m.id ORDER BY e.id DESC LIMIT $3
+) AS events
+FROM machines m WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
+
+-- name: get_idempotency_key
+-- What a key has made. $1 app id, $2 key.
+SELECT machine_id, fingerprint FROM idempotency_keys WHERE app_id = $1 AND key = $2
+
+-- name: observed_machines
+-- The last sequence of a worker's present journal, with each of some machines; one row without machine when there is none.
+-- $1 worker id, $2 journal id, $3 machine ids.
+SELECT j.last_sequence, m.*, v.spec
+FROM workers w JOIN journals j ON j.worker_id = w.id AND j.journal_id = w.journal_id
+LEFT JOIN machines m ON m.id = ANY ($3)
+LEFT JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
+WHERE w.id = $1 AND w.journal_id = $2
+
+-- name: commit_batch
+-- See functions.sql. $1 new machines, $2 steps.
+SELECT * FROM commit_batch($1, $2)

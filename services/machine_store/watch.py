@@ -1,0 +1,454 @@
+"""Following the log: one reader for the process, and a stream for everyone who watches.
+
+Revisions are in the order of commits and without gaps, so a reader that goes on after its last revision misses nothing
+and sees nothing twice. Notifications only wake the reader; a slow poll finds the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import asyncpg
+from prometheus_client import Gauge
+from skerry.store.v1.store_pb2 import (
+    MACHINE_VIEW_FULL,
+    RECORD_KIND_APP,
+    RECORD_KIND_MACHINE,
+    RECORD_KIND_WORKER,
+    Change,
+    WatchFilter,
+    WatchRequest,
+    WatchResponse,
+)
+
+from services.machine_store.database import Database, Row, is_away
+from services.machine_store.queries import load
+from services.machine_store.records import (
+    add_version,
+    app_record,
+    event,
+    machine_record,
+    storable,
+    worker_record,
+)
+from services.machine_store.steps import Version
+from services.runtime.clock import Clock
+from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError, Violation
+from services.runtime.telemetry import log, metrics
+
+_SQL = load("log")
+_CHANNEL = "skerry_log"
+
+CHUNK = 200
+"""Most changes in one message."""
+_READ_AT_ONCE = 500
+_STATES_AT_ONCE = 3
+_VERSION_BYTES = 32 * 2**20
+
+_watchers = Gauge("skerry_store_watchers", "Watches that are open.", registry=metrics)
+_revision = Gauge("skerry_store_revision", "Newest revision that this process has seen.", registry=metrics)
+
+
+class Selection:
+    """What a filter lets through. Without kinds, one that names a worker, an app or a machine is about machines."""
+
+    def __init__(self, wanted: WatchFilter) -> None:
+        kinds = set(wanted.kinds)
+        if not kinds:
+            narrow = wanted.worker_id or wanted.app_id or wanted.machine_id
+            kinds = {RECORD_KIND_MACHINE} if narrow else {RECORD_KIND_MACHINE, RECORD_KIND_WORKER, RECORD_KIND_APP}
+        self.machines = RECORD_KIND_MACHINE in kinds
+        self.workers = RECORD_KIND_WORKER in kinds
+        self.apps = RECORD_KIND_APP in kinds
+        self.worker_id = wanted.worker_id
+        self.app_id = wanted.app_id
+        self.machine_id = wanted.machine_id
+        self.whole = wanted.view == MACHINE_VIEW_FULL
+
+    def passes(self, change: Change) -> bool:
+        """Whether a change is let through."""
+        if change.HasField("machine"):
+            machine = change.machine
+            return (
+                self.machines
+                and (not self.machine_id or machine.id == self.machine_id)
+                and (not self.app_id or machine.app_id == self.app_id)
+                and (not self.worker_id or self.worker_id in (machine.worker_id, machine.leaving_worker_id))
+            )
+        if change.HasField("worker"):
+            return self.workers and (not self.worker_id or change.worker.id == self.worker_id)
+        return self.apps and (not self.app_id or change.app.id == self.app_id)
+
+
+class Versions:
+    """Versions that were written or read lately, up to a number of bytes: they never change."""
+
+    def __init__(self, most_bytes: int = _VERSION_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[str, Version] = OrderedDict()
+
+    def keep(self, versions: Iterable[Version]) -> None:
+        """Remember versions, and forget those that were not asked for longest."""
+        for version in versions:
+            if version.instance_id not in self._kept:
+                self._kept[version.instance_id] = version
+                self._bytes += _size(version)
+        while self._bytes > self._most_bytes and self._kept:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+
+    async def complete(self, changes: Sequence[Change], fetch: Callable[..., Awaitable[list[Row]]]) -> list[Change]:
+        """Copies of `changes` with whole machines; what is not remembered is read with `fetch`.
+
+        A machine whose version is forgotten for good stays as it is.
+        """
+        found: dict[str, Version] = {}
+        missing: dict[str, str] = {}
+        for change in changes:
+            instance_id = change.machine.instance_id
+            if (kept := self._kept.get(instance_id)) is not None:
+                self._kept.move_to_end(instance_id)
+                found[instance_id] = kept
+            elif instance_id:
+                missing[instance_id] = change.machine.id
+        if missing:
+            rows = await fetch(_SQL["get_versions"], list(missing.values()), list(missing))
+            read = [Version(row["instance_id"], row["config"], row["spec"], row["parts"]) for row in rows]
+            self.keep(read)
+            found.update((version.instance_id, version) for version in read)
+        whole = []
+        for change in changes:
+            version = found.get(change.machine.instance_id)
+            if version is not None:
+                copy = Change()
+                copy.CopyFrom(change)
+                add_version(copy.machine, version.config, version.spec, version.parts)
+                whole.append(copy)
+            else:
+                whole.append(change)
+        return whole
+
+
+class _Watcher:
+    """One watch that has caught up: what passes its filter waits here until it is sent."""
+
+    def __init__(self, selection: Selection, after: int, limit: int) -> None:
+        self._selection = selection
+        self._limit = limit
+        self._waiting: deque[Change] = deque()
+        self._seen = after
+        self._wake = asyncio.Event()
+        self._cut: SkerryError | None = None
+        self._sent_lately = False
+        self._bookmark = False
+
+    def offer(self, changes: Sequence[Change]) -> None:
+        """Take in what happened; a watcher that has fallen too far behind is cut."""
+        passed = [change for change in changes if change.revision > self._seen and self._selection.passes(change)]
+        self._seen = max(self._seen, changes[-1].revision)
+        if passed and self._cut is None:
+            self._waiting.extend(passed)
+            if len(self._waiting) > self._limit:
+                self.cut(
+                    DependencyDown(
+                        "machine-store: this watch is read too slowly; watch again from its last revision",
+                        retry_after=0.1,
+                    )
+                )
+            self._wake.set()
+
+    def cut(self, error: SkerryError) -> None:
+        """End the watch with an error."""
+        self._cut = error
+        self._waiting.clear()
+        self._wake.set()
+
+    def tick(self) -> None:
+        """Called every second or so: one that nothing was sent to since the last time is told how far it has seen."""
+        if self._sent_lately:
+            self._sent_lately = False
+        else:
+            self._bookmark = True
+            self._wake.set()
+
+    async def next(self) -> tuple[list[Change], int]:
+        """What waits, once something does or it is time for a bookmark, and the revision that it leads to."""
+        while True:
+            if self._cut is not None:
+                raise self._cut
+            if self._waiting:
+                changes = [self._waiting.popleft() for _ in range(min(CHUNK, len(self._waiting)))]
+                self._sent_lately, self._bookmark = True, False
+                return changes, changes[-1].revision if self._waiting else self._seen
+            if self._bookmark:
+                self._sent_lately, self._bookmark = True, False
+                return [], self._seen
+            self._wake.clear()
+            await self._wake.wait()
+
+
+class Log:
+    """The log as this process follows it.
+
+    `own_backend` tells which server process writes for this one: it is heard at once, so its notifications wake nobody.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        own_backend: Callable[[], int | None] = lambda: None,
+        tick: float = 1.0,
+        most_waiting: int = 10_000,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._own_backend = own_backend
+        self._tick = tick
+        self._most_waiting = most_waiting
+        self._position = -1
+        self._started = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._watchers: set[_Watcher] = set()
+        self._versions = Versions()
+        self._states = asyncio.Semaphore(_STATES_AT_ONCE)
+
+    @property
+    def position(self) -> int:
+        """Newest revision that was seen; -1 before the first."""
+        return self._position
+
+    def heard(self, changes: Sequence[Change], versions: Iterable[Version]) -> None:
+        """What this process has just committed, in the order of its revisions: no need to read it again."""
+        self._versions.keep(versions)
+        if changes[0].revision == self._position + 1:
+            self._publish(changes)
+        else:
+            self._wake.set()
+
+    async def run(self, caught_up: Callable[[], None]) -> None:
+        """Follow the log until cancelled; calls `caught_up` once, when the newest revision was seen."""
+        ticking = asyncio.create_task(self._tick_for_ever())
+        try:
+            while True:
+                connection = await self._database.connect_at_last("log")
+                try:
+                    await self._follow(connection, caught_up)
+                except Exception as error:
+                    if not is_away(error):
+                        raise
+                finally:
+                    connection.terminate()
+        finally:
+            ticking.cancel()
+            for watcher in self._watchers:
+                watcher.cut(DependencyDown("machine-store: it is stopping; watch again elsewhere", retry_after=0.1))
+
+    async def watch(self, request: WatchRequest) -> AsyncIterator[WatchResponse]:
+        """The state, unless `from_revision` is set, and then what happens.
+
+        Raises RevisionTooOld when the log does not reach back, or not that far; DependencyDown for a watch that is read
+        too slowly and when the server cannot be asked; InvalidConfig.
+        """
+        if request.from_revision < 0:
+            why = f"is {request.from_revision}: revisions begin at 1"
+            raise InvalidConfig(f"from_revision {why}", violations=[Violation("from_revision", why)])
+        selection = Selection(request.filter)
+        await self._started.wait()
+        position = request.from_revision
+        if not request.HasField("from_revision"):
+            async for response in self._state(selection):
+                position = response.revision
+                yield response
+        elif position > self._position:
+            await self._check_known(position)
+        while position < self._position:
+            changes, position = await self._read(position)
+            passed = [change for change in changes if selection.passes(change)]
+            for start in range(0, len(passed), CHUNK):
+                chunk = passed[start : start + CHUNK]
+                end = position if start + CHUNK >= len(passed) else chunk[-1].revision
+                yield await self._response(chunk, end, selection)
+        watcher = _Watcher(selection, position, self._most_waiting)
+        self._watchers.add(watcher)
+        _watchers.inc()
+        try:
+            yield WatchResponse(revision=position, newest_revision=max(position, self._position))
+            while True:
+                changes, revision = await watcher.next()
+                yield await self._response(changes, revision, selection)
+        finally:
+            _watchers.dec()
+            self._watchers.discard(watcher)
+
+    async def _response(self, changes: Sequence[Change], revision: int, selection: Selection) -> WatchResponse:
+        if selection.whole and changes:
+            changes = await self._versions.complete(changes, self._database.fetch)
+        return WatchResponse(changes=changes, revision=revision, newest_revision=max(revision, self._position))
+
+    async def _state(self, selection: Selection) -> AsyncIterator[WatchResponse]:
+        async with self._states, self._database.reading() as connection:
+            head = await connection.fetchrow(_SQL["get_head"])
+            revision: int = head["revision"]
+
+            def response(changes: Sequence[Change] = (), *, complete: bool = False) -> WatchResponse:
+                return WatchResponse(
+                    changes=changes,
+                    revision=revision,
+                    snapshot=True,
+                    snapshot_complete=complete,
+                    newest_revision=max(revision, self._position),
+                )
+
+            for statement, arguments, make in _parts(selection):
+                cursor = await connection.cursor(statement, *arguments)
+                while rows := await cursor.fetch(CHUNK):
+                    changes = [change for change in map(make, rows) if selection.passes(change)]
+                    if selection.whole:
+                        changes = await self._versions.complete(changes, connection.fetch)
+                    if changes:
+                        yield response(changes)
+        yield response(complete=True)
+
+    async def _check_known(self, revision: int) -> None:
+        """Raise RevisionTooOld for a revision that this log has not come to: it is of another database."""
+        row = await self._database.fetchrow(_SQL["get_head"])
+        if row is None or revision > row["revision"]:
+            raise RevisionTooOld(f"revision {revision} has not happened: watch again without a revision")
+
+    async def _read(self, position: int) -> tuple[list[Change], int]:
+        rows = await self._database.fetch(_SQL["read_log"], position, _READ_AT_ONCE)
+        if rows[0]["purged_revision"] > position:
+            raise RevisionTooOld(
+                f"the log begins after revision {rows[0]['purged_revision']}, not after {position}: "
+                "watch again without a revision"
+            )
+        changes = [_change(row) for row in rows if row["revision"] is not None]
+        return changes, changes[-1].revision if changes else position
+
+    async def _follow(self, connection: asyncpg.Connection, caught_up: Callable[[], None]) -> None:
+        connection.add_termination_listener(lambda _: self._wake.set())
+        await connection.add_listener(_CHANNEL, self._notified)
+        while True:
+            self._wake.clear()
+            await self._read_on(connection)
+            if not self._started.is_set():
+                self._started.set()
+                caught_up()
+            await self._wake.wait()
+
+    async def _read_on(self, connection: asyncpg.Connection) -> None:
+        if self._position < 0:
+            self._position = (await connection.fetchrow(_SQL["get_head"]))["revision"]
+            _revision.set(self._position)
+            return
+        while True:
+            asked = self._position
+            rows = await connection.fetch(_SQL["read_log"], asked, _READ_AT_ONCE)
+            newest = rows[0]["newest_revision"]
+            if newest < asked or rows[0]["purged_revision"] > self._position:
+                self._start_over(newest)
+                return
+            # Meanwhile this process may have heard some of it from its own writer.
+            changes = [_change(row) for row in rows if row["revision"] is not None and row["revision"] > self._position]
+            if changes:
+                self._publish(changes)
+            if len(rows) < _READ_AT_ONCE:
+                return
+
+    def _start_over(self, newest: int) -> None:
+        log.warning("log_is_another", seen=self._position, newest=newest)
+        self._position = newest
+        for watcher in self._watchers:
+            watcher.cut(
+                RevisionTooOld("the log does not go on from where this watch is: watch again without a revision")
+            )
+
+    def _publish(self, changes: Sequence[Change]) -> None:
+        if changes[0].revision != self._position + 1:
+            raise AssertionError(f"revision {changes[0].revision} came after {self._position}")
+        self._position = changes[-1].revision
+        _revision.set(self._position)
+        for watcher in self._watchers:
+            watcher.offer(changes)
+
+    def _notified(self, _: object, backend: int, __: str, payload: object) -> None:
+        if backend != self._own_backend():
+            self._wake.set()
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await self._clock.sleep(self._tick)
+            self._wake.set()
+            for watcher in self._watchers:
+                watcher.tick()
+
+
+def _parts(selection: Selection) -> list[tuple[str, list[str], Callable[[Row], Change]]]:
+    """The statements that read what a selection can let through."""
+    parts: list[tuple[str, list[str], Callable[[Row], Change]]] = []
+    if selection.apps:
+        parts.append((_SQL["state_of_apps"], [], _app_change))
+    if selection.workers:
+        parts.append((_SQL["state_of_workers"], [], _worker_change))
+    if selection.machines:
+        for statement, argument in (
+            ("state_of_machine", selection.machine_id),
+            ("state_of_worker_machines", selection.worker_id),
+            ("state_of_app_machines", selection.app_id),
+        ):
+            if argument:
+                parts.append((_SQL[statement], [storable(argument)], _machine_change))
+                return parts
+        parts.append((_SQL["state_of_machines"], [], _machine_change))
+    return parts
+
+
+def _machine_change(row: Row) -> Change:
+    return Change(revision=row["revision"], machine=machine_record(row))
+
+
+def _worker_change(row: Row) -> Change:
+    return Change(revision=row["revision"], worker=worker_record(_columns(row)))
+
+
+def _app_change(row: Row) -> Change:
+    return Change(revision=row["revision"], app=app_record(_columns(row)))
+
+
+def _columns(row: Row) -> Mapping[str, Any]:
+    columns: Mapping[str, Any] = json.loads(row["record"])
+    return columns
+
+
+_CHANGES: Mapping[int, Callable[[Row], Change]] = {
+    RECORD_KIND_MACHINE: _machine_change,
+    RECORD_KIND_WORKER: _worker_change,
+    RECORD_KIND_APP: _app_change,
+}
+
+
+def _change(row: Row) -> Change:
+    """The change of a row of `log`."""
+    change = _CHANGES[row["kind"]](row)
+    if row["event_id"] is not None:
+        change.events.append(
+            event(
+                row["event_id"],
+                row["event_type"],
+                row["event_status"],
+                row["event_source"],
+                row["event_at"],
+                row["event_request"],
+            )
+        )
+    return change
+
+
+def _size(version: Version) -> int:
+    return len(version.config) + len(version.spec) + len(version.parts) + 200
