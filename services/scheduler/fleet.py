@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ _T = TypeVar("_T", bound=np.generic)
 _FIRST_ROWS = 64
 _SPARSE_WORKERS = 64
 _EVERYBODY = 0
-_NOWHERE: Mapping[WorkerId, int] = {}
+_NOWHERE: Mapping[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,7 @@ class Need:
         object.__setattr__(self, "columns", asked)
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where a machine is, and what is reserved for it there and on the worker it leaves.
 
     Amounts are in the order of `RESOURCE_FIELDS`.
@@ -88,6 +87,7 @@ class _Expected:
     """A placement that was answered and is not in the log yet."""
 
     key: tuple[AppId, WorkerId, tuple[int, ...]]
+    amounts: Amounts
     until: float
     open: bool = True
 
@@ -138,8 +138,9 @@ class Fleet:
         self.lost = np.zeros(_FIRST_ROWS, np.bool_)
         self._dedications: dict[str, int] = {"": _EVERYBODY}
         # An app on few workers is a dictionary, one on many a column: a loop over thousands would be too slow.
-        self._sparse: dict[AppId, dict[WorkerId, int]] = {}
+        self._sparse: dict[AppId, dict[int, int]] = {}
         self._dense: dict[AppId, _Dense] = {}
+        self._apps: list[dict[AppId, int]] = []
         self._scratch: NDArray[np.int64] = np.zeros(_FIRST_ROWS, np.int64)
         self._expected: deque[_Expected] = deque()
         self._expected_by_key: dict[tuple[AppId, WorkerId, tuple[int, ...]], deque[_Expected]] = {}
@@ -192,7 +193,7 @@ class Fleet:
         """Machines of an app by worker, with the placements that are not in the log yet."""
         dense = self._dense.get(app_id)
         if dense is None:
-            return dict(self._sparse.get(app_id, _NOWHERE))
+            return {self._ids[row]: machines for row, machines in self._sparse.get(app_id, _NOWHERE).items()}
         return {self._ids[row]: int(dense.column[row]) for row in dense.column.nonzero()[0]}
 
     def machines_of(self, app_id: AppId, rows: Rows) -> NDArray[np.int64] | None:
@@ -200,12 +201,8 @@ class Fleet:
         dense = self._dense.get(app_id)
         if dense is not None:
             return dense.column.take(rows)
-        row_of, first, last = self._row, rows[0].item(), rows[-1].item()
-        near = [
-            (row, machines)
-            for worker_id, machines in self._sparse.get(app_id, _NOWHERE).items()
-            if first <= (row := row_of[worker_id]) <= last
-        ]
+        first, last = rows[0].item(), rows[-1].item()
+        near = [one for one in self._sparse.get(app_id, _NOWHERE).items() if first <= one[0] <= last]
         if not near:
             return None
         for row, machines in near:
@@ -262,10 +259,11 @@ class Fleet:
         """
         if len(self._expected) >= self._expected_limit:
             self._drop(self._expected.popleft())
-        expected = _Expected((need.app_id, worker_id, need.amounts), until)
+        key = (need.app_id, worker_id, need.amounts)
+        expected = _Expected(key, np.array(need.amounts, np.int64), until)
         self._expected.append(expected)
-        self._expected_by_key.setdefault(expected.key, deque()).append(expected)
-        self.usable[:, self._row[worker_id]] -= np.array(need.amounts, np.int64)
+        self._expected_by_key.setdefault(key, deque()).append(expected)
+        self.usable[:, self._row[worker_id]] -= expected.amounts
         self._count(need.app_id, worker_id, +1)
 
     def expire(self, now: float) -> None:
@@ -282,27 +280,29 @@ class Fleet:
         if not expected.open:
             return
         self._close(expected.key)
-        app_id, worker_id, amounts = expected.key
-        self.usable[:, self._row[worker_id]] += np.array(amounts, np.int64)
+        app_id, worker_id, _ = expected.key
+        self.usable[:, self._row[worker_id]] += expected.amounts
         self._count(app_id, worker_id, -1)
 
-    def _close(self, key: tuple[AppId, WorkerId, tuple[int, ...]]) -> bool:
-        """Close the oldest expectation of `key`; those of one key expire, and are met, in the order they came."""
+    def _close(self, key: tuple[AppId, WorkerId, tuple[int, ...]]) -> _Expected | None:
+        """Close the oldest expectation of `key`: those of one key expire, and are met, in the order they came."""
         same = self._expected_by_key.get(key)
         if not same:
-            return False
-        same.popleft().open = False
+            return None
+        oldest = same.popleft()
+        oldest.open = False
         if not same:
             del self._expected_by_key[key]
-        return True
+        return oldest
 
     def _hold(self, placement: Placement) -> None:
-        if not placement.gone and self._close((placement.app_id, placement.worker_id, placement.amounts)):
-            # What was expected is counted everywhere but in `free`.
-            self.free[:, self._row[placement.worker_id]] -= np.array(placement.amounts, np.int64)
-            self._reserve(placement.leaving_worker_id, placement.leaving_amounts, +1)
-        else:
+        met = None if placement.gone else self._close((placement.app_id, placement.worker_id, placement.amounts))
+        if met is None:
             self._change(placement, +1)
+        else:
+            # What was expected is counted everywhere but in `free`.
+            self.free[:, self._row[placement.worker_id]] -= met.amounts
+            self._reserve(placement.leaving_worker_id, placement.leaving_amounts, +1)
 
     def _change(self, placement: Placement, sign: int) -> None:
         self._reserve(placement.worker_id, placement.amounts, sign)
@@ -319,25 +319,30 @@ class Fleet:
         self.usable[:, row] -= taken
 
     def _count(self, app_id: AppId, worker_id: WorkerId, change: int) -> None:
+        row = self._row[worker_id]
+        here = self._apps[row]
+        count = here.get(app_id, 0) + change
+        if count:
+            here[app_id] = count
+        else:
+            del here[app_id]
         dense = self._dense.get(app_id)
         if dense is not None:
-            dense.column[self._row[worker_id]] += change
+            dense.column[row] = count
             dense.machines += change
             if not dense.machines:
                 del self._dense[app_id]
             return
         sparse = self._sparse.setdefault(app_id, {})
-        count = sparse.get(worker_id, 0) + change
         if count:
-            sparse[worker_id] = count
+            sparse[row] = count
         else:
-            del sparse[worker_id]
+            del sparse[row]
             if not sparse:
                 del self._sparse[app_id]
         if len(sparse) > _SPARSE_WORKERS:
             column = np.zeros(len(self._scratch), np.int64)
-            for holder, machines in sparse.items():
-                column[self._row[holder]] = machines
+            column[list(sparse)] = list(sparse.values())
             self._dense[app_id] = _Dense(column, sum(sparse.values()))
             del self._sparse[app_id]
 
@@ -352,10 +357,15 @@ class Fleet:
             self._grow()
         row = self._random.randint(0, end)
         self._ids.append(worker_id)
+        self._apps.append({})
         if row < end:
             moved = self._ids[row]
             self._ids[end], self._row[moved] = moved, end
             self._ids[row] = worker_id
+            self._apps[end], self._apps[row] = self._apps[row], self._apps[end]
+            for app_id in self._apps[end]:
+                if app_id in self._sparse:
+                    self._sparse[app_id][end] = self._sparse[app_id].pop(row)
         self._row[worker_id] = row
         for column in self._columns():
             column[..., end] = column[..., row]
@@ -397,14 +407,7 @@ class Fleet:
 
 
 def _same_place(before: Placement, after: Placement) -> bool:
-    return (
-        before.worker_id == after.worker_id
-        and before.leaving_worker_id == after.leaving_worker_id
-        and before.leaving_amounts == after.leaving_amounts
-        and before.gone == after.gone
-        and before.amounts == after.amounts
-        and before.app_id == after.app_id
-    )
+    return before[:-1] == after[:-1] and before.gone == after.gone
 
 
 def _doubled(column: NDArray[_T]) -> NDArray[_T]:
