@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from skerry.types.v1.spec_pb2 import RESTART_POLICY_NO, MachineSpec
+
 from services.runtime import channels
 from services.runtime.clock import SystemClock
 from services.worker.drivers.shim import stat_fields
 from services.worker.service import WorkerService
 from services.worker.settings import WorkerSettings
-from skerry.types.v1.spec_pb2 import RESTART_POLICY_NO, MachineSpec
-
 from tests.integration.worker.ledger import Ledger, Served
 from tests.support import eventually
 

@@ -8,10 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from services.machine_store.transitions import Seen, observe
-from services.runtime.errors import DependencyDown, NotFound
-from services.runtime.registry import Registry
-from services.runtime.server import Server
 from skerry.store.v1 import store_pb2_grpc
 from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_DESTROYED,
@@ -42,6 +38,11 @@ from skerry.types.v1.machine_pb2 import (
     MachineState,
 )
 from skerry.types.v1.spec_pb2 import MachineSpec
+
+from services.machine_store.transitions import Seen, observe
+from services.runtime.errors import DependencyDown, NotFound
+from services.runtime.registry import Registry
+from services.runtime.server import Server
 
 _SEEN = {"started": Seen.STARTED, "failed": Seen.FAILED, "destroyed": Seen.DESTROYED}
 
@@ -133,7 +134,9 @@ class Ledger(store_pb2_grpc.MachineStoreServicer):
             observation
             for observation in self.observations
             if observation.machine_id == machine_id
-            and (observation.WhichOneof("seen") in kinds if kinds else observation.WhichOneof("seen") != "checks_changed")
+            and (
+                observation.WhichOneof("seen") in kinds if kinds else observation.WhichOneof("seen") != "checks_changed"
+            )
         ]
 
     def kinds(self, machine_id: str) -> list[str]:

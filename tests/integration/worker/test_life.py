@@ -238,9 +238,7 @@ async def test_several_processes_end_together(workers: Workers, ledger: Ledger, 
     assert ledger.seen(machine, "exited")[0].exited.exit.exit_code == 4
 
 
-async def test_a_killed_process_is_reported_with_its_signal(
-    workers: Workers, ledger: Ledger, reaches: Reaches
-) -> None:
+async def test_a_killed_process_is_reported_with_its_signal(workers: Workers, ledger: Ledger, reaches: Reaches) -> None:
     await workers.start()
     machine = await ledger.create(machine_spec("sleep", "100", marker="killed"))
     await reaches(machine, "started")
