@@ -6,12 +6,16 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-async def eventually(predicate: Callable[[], T | Awaitable[T]], seconds: float = 10.0, interval: float = 0.02) -> T:
+@overload
+async def eventually(predicate: Callable[[], Awaitable[T]], seconds: float = ..., interval: float = ...) -> T: ...
+@overload
+async def eventually(predicate: Callable[[], T], seconds: float = ..., interval: float = ...) -> T: ...
+async def eventually(predicate: Callable[[], Any], seconds: float = 10.0, interval: float = 0.02) -> Any:
     """Poll `predicate` (which may be async) until it is truthy; returns what it gave.
 
     Raises AssertionError after `seconds`. An AssertionError that the predicate raises counts as "not yet", and the last
@@ -22,7 +26,7 @@ async def eventually(predicate: Callable[[], T | Awaitable[T]], seconds: float =
     while True:
         try:
             outcome = predicate()
-            value: T = await outcome if inspect.isawaitable(outcome) else outcome
+            value = await outcome if inspect.isawaitable(outcome) else outcome
             if value:
                 return value
             last = None
