@@ -97,7 +97,14 @@ class Composition:
             dsn = postgres.dsn
         else:
             raise InvalidConfig("the machine-store needs a PostgreSQL: database.dsn or database.directory")
-        self._add(MACHINE_STORE, MachineStoreService(lambda: dsn, clock=self._clock, random=self._random))
+        store = MachineStoreService(
+            lambda: dsn,
+            cell=self._settings.cell,
+            region=self._settings.region,
+            clock=self._clock,
+            random=self._random,
+        )
+        self._add(MACHINE_STORE, store)
 
     def _add_converter(self) -> None:
         from services.config_converter.service import ConfigConverterService
