@@ -205,24 +205,21 @@ BEGIN
         END IF;
 
         head := head + 1;
-        WITH machine AS (
-            INSERT INTO machines (
-                id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id, worker_number,
-                reserved, host_status, created_at, updated_at, created_revision, revision, details
-            ) VALUES (
-                c.id, c.app_id, o.app_name, c.name, c.region, c.state, c.desired, c.generation, c.instance_id, candidate,
-                taken.number, c.need, taken.status, c.at, c.at, head, head, c.details
-            )
-        ), version AS (
-            INSERT INTO versions (machine_id, instance_id, created_at, config, spec, parts)
-            VALUES (c.id, c.instance_id, c.at, c.config, c.spec, c.parts)
-        ), event AS (
-            INSERT INTO machine_events (machine_id, id, type, status, source, at)
-            VALUES (c.id, c.event_id, 'launch', c.event_status, c.event_source, c.at)
-        ), key AS (
+        INSERT INTO machines (
+            id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id, worker_number,
+            reserved, host_status, created_at, updated_at, created_revision, revision, details
+        ) VALUES (
+            c.id, c.app_id, o.app_name, c.name, c.region, c.state, c.desired, c.generation, c.instance_id, candidate,
+            taken.number, c.need, taken.status, c.at, c.at, head, head, c.details
+        );
+        INSERT INTO versions (machine_id, instance_id, created_at, config, spec, parts)
+        VALUES (c.id, c.instance_id, c.at, c.config, c.spec, c.parts);
+        INSERT INTO machine_events (machine_id, id, type, status, source, at)
+        VALUES (c.id, c.event_id, 'launch', c.event_status, c.event_source, c.at);
+        IF c.idempotency_key <> '' THEN
             INSERT INTO idempotency_keys (app_id, key, fingerprint, machine_id)
-            SELECT c.app_id, c.idempotency_key, c.fingerprint, c.id WHERE c.idempotency_key <> ''
-        )
+            VALUES (c.app_id, c.idempotency_key, c.fingerprint, c.id);
+        END IF;
         INSERT INTO log (
             revision, kind, id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id,
             worker_number, leaving_worker_id, reserved, leaving_reserved, host_status, reason, created_at, updated_at, details,
@@ -315,21 +312,20 @@ BEGIN
         END IF;
 
         head := head + 1;
-        WITH version AS (
+        IF s.config IS NOT NULL THEN
             INSERT INTO versions (machine_id, instance_id, created_at, config, spec, parts)
-            SELECT s.machine_id, s.instance_id, s.at, s.config, s.spec, s.parts WHERE s.config IS NOT NULL
-        ), event AS (
+            VALUES (s.machine_id, s.instance_id, s.at, s.config, s.spec, s.parts);
+        END IF;
+        IF s.event_id IS NOT NULL THEN
             INSERT INTO machine_events (machine_id, id, type, status, source, at, request)
-            SELECT s.machine_id, s.event_id, s.event_type, s.event_status, s.event_source, s.event_at, s.event_request
-            WHERE s.event_id IS NOT NULL
-        ), machine AS (
-            UPDATE machines SET
-                name = s.name, state = s.state, desired = s.desired, generation = s.generation, instance_id = s.instance_id,
-                worker_id = m.worker_id, worker_number = m.worker_number, leaving_worker_id = m.leaving_worker_id,
-                reserved = m.reserved, leaving_reserved = m.leaving_reserved, host_status = m.host_status, reason = s.reason,
-                updated_at = s.at, revision = head, details = s.details
-            WHERE id = s.machine_id
-        )
+            VALUES (s.machine_id, s.event_id, s.event_type, s.event_status, s.event_source, s.event_at, s.event_request);
+        END IF;
+        UPDATE machines SET
+            name = s.name, state = s.state, desired = s.desired, generation = s.generation, instance_id = s.instance_id,
+            worker_id = m.worker_id, worker_number = m.worker_number, leaving_worker_id = m.leaving_worker_id,
+            reserved = m.reserved, leaving_reserved = m.leaving_reserved, host_status = m.host_status, reason = s.reason,
+            updated_at = s.at, revision = head, details = s.details
+        WHERE id = s.machine_id;
         INSERT INTO log (
             revision, kind, id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id,
             worker_number, leaving_worker_id, reserved, leaving_reserved, host_status, reason, created_at, updated_at, details,

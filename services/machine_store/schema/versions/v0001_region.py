@@ -22,6 +22,10 @@ _AMOUNTS = (
     "gpus_a100_80gb",
 )
 
+_FITS = ",".join(
+    f"CONSTRAINT {name}_fits CHECK (reserved_{name} >= 0 AND reserved_{name} <= capacity_{name})" for name in _AMOUNTS
+)
+
 _TABLES = (
     # One row. Whoever writes to the log locks it first, so revisions follow one another as the commits do.
     """
@@ -61,12 +65,7 @@ _TABLES = (
         revision bigint NOT NULL,
         {"".join(f"capacity_{name} bigint NOT NULL," for name in _AMOUNTS)}
         {"".join(f"reserved_{name} bigint NOT NULL DEFAULT 0," for name in _AMOUNTS)}
-        {
-        ",".join(
-            f"CONSTRAINT {name}_fits CHECK (reserved_{name} >= 0 AND reserved_{name} <= capacity_{name})"
-            for name in _AMOUNTS
-        )
-    }
+        {_FITS}
     ) WITH (fillfactor = 25, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)
     """,
     # Apart from workers: signs of life wait for no batch and no batch waits for them.
@@ -84,7 +83,8 @@ _TABLES = (
         PRIMARY KEY (worker_id, journal_id)
     ) WITH (fillfactor = 25)
     """,
-    # `details` is a MachineRecord of the fields that have no column: what no statement checks or changes.
+    # `details` is a MachineRecord of the fields that have no column: what no statement checks or changes. No foreign key
+    # to workers, which are never deleted: checking it costs as much as the whole insert.
     """
     CREATE TABLE machines (
         id text PRIMARY KEY,
@@ -96,7 +96,7 @@ _TABLES = (
         desired smallint NOT NULL,
         generation bigint NOT NULL,
         instance_id text NOT NULL,
-        worker_id text NOT NULL REFERENCES workers (id),
+        worker_id text NOT NULL,
         worker_number integer NOT NULL,
         leaving_worker_id text NOT NULL DEFAULT '',
         reserved bigint[] NOT NULL,
