@@ -17,7 +17,7 @@ from opentelemetry.trace import Span
 from skerry.machines.v1 import machines_pb2
 from starlette.types import Receive, Scope, Send
 
-from gateway.rest.answers import Answer, refusal, unknown_fields_warning
+from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
 from gateway.rest.routes import Router, routes_of
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -125,19 +125,14 @@ class RestApp:
         if span is not None:
             span.set_attribute("http.response.status_code", answer.status)
             span.end()
-        start = {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [
-                _JSON,
-                (b"content-length", b"%d" % len(answer.body)),
-                (b"fly-request-id", request_id.encode()),
-                (b"traceparent", telemetry.current_traceparent().encode()),
-                *answer.headers,
-            ],
-        }
-        await send(start)
+        await send({"type": "http.response.start", "status": answer.status, "headers": _headers(answer, request_id)})
         await send({"type": "http.response.body", "body": answer.body})
+
+    def answer_to_no_request(self, why: str) -> tuple[Answer, Headers]:
+        """The answer to bytes that are no HTTP request, and its headers. Runs in a context that is dropped after it."""
+        self._tracer.serve("HTTP", {}, {})
+        answer = refusal(InvalidConfig(f"this is not HTTP/1.1: {why}"))
+        return answer, _headers(answer, new_ulid(self._clock.now(), self._random))
 
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str, span: Span | None, receive: Receive
@@ -165,6 +160,16 @@ class RestApp:
         if not self._ready():
             raise DependencyDown("the gateway has not caught up with its region's log yet; try again", retry_after=1)
         return Answer(200, b'{"status":"serving"}', [])
+
+
+def _headers(answer: Answer, request_id: str) -> Headers:
+    return [
+        _JSON,
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"fly-request-id", request_id.encode()),
+        (b"traceparent", telemetry.current_traceparent().encode()),
+        *answer.headers,
+    ]
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import socket
 from collections.abc import Callable, Generator
@@ -13,10 +14,8 @@ import grpc
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.rest.answers import refusal
 from gateway.rest.app import MAX_BODY_BYTES, RestApp
 from services.runtime.clock import Clock
-from services.runtime.errors import InvalidConfig
 from services.runtime.registry import Registry
 
 BACKLOG = 2048
@@ -75,7 +74,7 @@ class RestDoor:
         listener = self.listen()
         config = uvicorn.Config(
             self._app,
-            http=_Protocol,
+            http=_protocol_of(self._app),
             ws="none",
             lifespan="off",
             loop="none",
@@ -113,18 +112,14 @@ class _Server(uvicorn.Server):
         self._on_start()
 
 
-class _Protocol(HttpToolsProtocol):
-    """HTTP whose answer to what is no HTTP has the form of every other answer."""
+def _protocol_of(app: RestApp) -> type[HttpToolsProtocol]:
+    class Protocol(HttpToolsProtocol):
+        """HTTP whose answer to what is no HTTP has the form of every other answer."""
 
-    def send_400_response(self, msg: str) -> None:
-        answer = refusal(InvalidConfig(f"this is not HTTP/1.1: {msg}"))
-        lines = [
-            b"HTTP/1.1 400 Bad Request",
-            b"content-type: application/json",
-            b"content-length: %d" % len(answer.body),
-            b"connection: close",
-            b"",
-            answer.body,
-        ]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
+        def send_400_response(self, msg: str) -> None:
+            answer, headers = contextvars.Context().run(app.answer_to_no_request, msg)
+            lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers), b"connection: close"]
+            self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
+            self.transport.close()
+
+    return Protocol

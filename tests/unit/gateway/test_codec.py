@@ -156,8 +156,9 @@ def test_the_field_that_keeps_unknown_members_is_itself_no_member() -> None:
 
 def test_every_mistake_is_named_with_its_path() -> None:
     body = b"""{"name": 3, "skip_launch": "yes", "config": {"image": 5, "env": {"A": {"b": 1}, "B": 2}, "files": {},
-    "services": [{"internal_port": 80.0, "ports": [{"handlers": ["tls", 1, null]}]}, 7], "checks": {"c": {"port": true}},
-    "mounts": "vol", "stop_config": {"timeout": 1.5}, "restart": {"max_retries": 9223372036854775808}}}"""
+    "services": [{"internal_port": 80.0, "ports": [{"handlers": ["tls", 1, null]}]}, 7],
+    "checks": {"c": {"port": true}}, "mounts": "vol",
+    "stop_config": {"timeout": 1.5}, "restart": {"max_retries": 9223372036854775808}}}"""
     with pytest.raises(InvalidConfig) as refused:
         decode(CreateMachineRequest, body)
     assert {violation.field: violation.why for violation in refused.value.violations} == {
@@ -253,7 +254,7 @@ def test_free_values_keep_their_kind() -> None:
 
 def test_a_free_value_that_is_too_deep_is_refused() -> None:
     body = b'{"headers": {"a": ' + b"[" * 40 + b"]" * 40 + b"}}"
-    with pytest.raises(InvalidConfig, match="headers.a must not be nested deeper than 30"):
+    with pytest.raises(InvalidConfig, match=r"headers\.a must not be nested deeper than 30"):
         decode(HTTPResponseOptions, body)
 
 
