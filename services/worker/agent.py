@@ -98,9 +98,7 @@ class _Machine:
     """How what ran has ended, until that is in the journal."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
-    checks: Checks | None = None
     checking: asyncio.Task[None] | None = None
-    checks_are_news: bool = False
     failures: int = 0
     settled_at: float = 0.0
     """When its record last changed or an observation of it was repeated, by the monotonic clock."""
@@ -146,6 +144,7 @@ class Agent:
         self._launches = asyncio.Semaphore(_LAUNCHES)
         self._may_act = asyncio.Event()
         self._checks_news = asyncio.Event()
+        self._checks_to_tell: dict[str, Checks] = {}
         self._synced = False
         self._halting = False
         self._halted_by = 0.0
@@ -439,9 +438,9 @@ class Agent:
             before = self._here().entries.get(machine.id)
             entry = _begun(before, record)
             fresh = before is not None and before.instance_id != record.instance_id
-            # Written before anything is forked: whoever reads it asks the driver what became of it.
+            # Written before anything is forked: whoever reads it asks the driver what became of it. It need not be on
+            # the disk yet: a host that crashes takes the process with it, and the store hears only of what was synced.
             self._write(entry)
-            await self._here().sync()
             run = Run(machine.id, entry.run)
             try:
                 running = await self._driver.launch(run, Assignment(record, self._region, address, fresh))
@@ -598,7 +597,7 @@ class Agent:
         outbox = self._here().outbox
         first = outbox[0].sequence if outbox else self._here().next_sequence
         self._told_gone = {machine_id: told for machine_id, told in self._told_gone.items() if told >= first}
-        if any(machine.checks_are_news for machine in self._machines.values()):
+        if self._checks_to_tell:
             self._checks_news.set()
 
     def _nothing_runs(self, entry: Entry) -> Observation:
@@ -644,42 +643,40 @@ class Agent:
 
     def _begin_checks(self, machine: _Machine, age: float) -> None:
         record = machine.record
-        if record is None or not (checks := checks_of(record.spec)):
+        if record is None or not (wanted := checks_of(record.spec)):
             return
 
         def changed() -> None:
-            machine.checks_are_news = True
+            self._checks_to_tell[machine.id] = checks
             self._checks_news.set()
 
-        machine.checks = Checks(
-            checks,
+        checks = Checks(
+            wanted,
             changed=changed,
             clock=self._clock,
             random=self._random,
             age=max(0.0, age),
             known=record.checks if age > 1.0 else (),
         )
-        machine.checking = asyncio.create_task(machine.checks.run(), name=f"checks of {machine.id}")
+        machine.checking = asyncio.create_task(checks.run(), name=f"checks of {machine.id}")
 
     def _end_checks(self, machine: _Machine) -> None:
         if machine.checking is not None:
             machine.checking.cancel()
-        machine.checks = machine.checking = None
-        machine.checks_are_news = False
+        machine.checking = None
+        self._checks_to_tell.pop(machine.id, None)
 
     async def _tell_checks(self, journal: Journal) -> Never:
         """Tell changes of checks, of each machine at most once a second and once at a time."""
         while True:
             await self._checks_news.wait()
             self._checks_news.clear()
-            for machine in self._machines.values():
-                entry = journal.entries.get(machine.id)
-                if not machine.checks_are_news or machine.checks is None or entry is None:
-                    continue
-                if journal.tells_checks_of(machine.id):
+            for machine_id, checks in list(self._checks_to_tell.items()):
+                entry = journal.entries.get(machine_id)
+                if entry is None or journal.tells_checks_of(machine_id):
                     continue  # The outbox must not grow while the store is away: the newest is told once it is back.
-                machine.checks_are_news = False
-                told = ChecksChanged(checks=machine.checks.statuses())
+                del self._checks_to_tell[machine_id]
+                told = ChecksChanged(checks=checks.statuses())
                 self._write(entry, _observation(entry, self._clock.now(), checks_changed=told))
             await self._clock.sleep(_CHECKS_SECONDS)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 import zlib
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from skerry.store.v1.store_pb2 import Observation
 
 _COMPACT_BYTES = 1 << 20
 _COMPACT_FACTOR = 4
+_QUICK_SECONDS = 0.002
+"""A disk that writes faster than this is waited for at once: a thread would take longer to get its turn."""
 
 
 class Phase(StrEnum):
@@ -83,7 +86,9 @@ class JournalDamaged(Exception):
 class Journal:
     """The journal of one worker. Not shared between processes; the caller sees to that."""
 
-    def __init__(self, path: Path, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, path: Path, new_id: Callable[[], str], *, timer: Callable[[], float] = time.perf_counter
+    ) -> None:
         """Open the journal at `path`, or begin one. Raises OSError; JournalDamaged if the file is no journal."""
         self.id = ""
         self.entries: dict[str, Entry] = {}
@@ -99,6 +104,8 @@ class Journal:
         self._written = 0
         self._synced = 0
         self._syncing: asyncio.Task[None] | None = None
+        self._timer = timer
+        self._sync_seconds = 0.0
         self._replay()
         if not self.id:
             self.id = new_id()
@@ -127,7 +134,7 @@ class Journal:
         line: dict[str, Any] = {}
         changed = {entry.machine_id: entry for entry in entries}
         if changed:
-            line["entries"] = [asdict(entry) for entry in changed.values()]
+            line["entries"] = [_to_values(entry) for entry in changed.values()]
         forgotten = list(forget)
         if forgotten:
             line["forget"] = forgotten
@@ -170,6 +177,9 @@ class Journal:
     async def sync(self) -> None:
         """Return once everything written so far is on the disk; callers share the way there. Raises OSError."""
         target = self._written
+        if self._synced < target and self._syncing is None and self._sync_seconds < _QUICK_SECONDS:
+            self._sync_file()
+            self._synced = target
         while self._synced < target:
             if self._syncing is None:
                 self._syncing = asyncio.create_task(self._sync_once())
@@ -184,10 +194,15 @@ class Journal:
     async def _sync_once(self) -> None:
         written = self._written
         try:
-            await asyncio.to_thread(os.fdatasync, self._fd)
+            await asyncio.to_thread(self._sync_file)
             self._synced = max(self._synced, written)
         finally:
             self._syncing = None
+
+    def _sync_file(self) -> None:
+        began = self._timer()
+        os.fdatasync(self._fd)
+        self._sync_seconds = self._timer() - began
 
     def _enqueue(self, observations: Iterable[Observation]) -> None:
         for observation in observations:
@@ -243,7 +258,7 @@ class Journal:
     def _snapshot(self) -> Iterable[Mapping[str, Any]]:
         yield {"journal": self.id, "next": self._next_sequence - len(self.outbox)}
         for entry in self.entries.values():
-            yield {"entries": [asdict(entry)]}
+            yield {"entries": [_to_values(entry)]}
         for observation in self.outbox:
             yield {"observations": [b64encode(observation.SerializeToString()).decode()]}
 
@@ -278,7 +293,11 @@ class Journal:
             self._drop(line["acknowledged"])
 
 
-_ENTRY_FIELDS = frozenset(field.name for field in fields(Entry))
+_ENTRY_FIELDS = tuple(field.name for field in fields(Entry))
+
+
+def _to_values(entry: Entry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in _ENTRY_FIELDS}
 
 
 def _to_entry(values: Mapping[str, Any]) -> Entry:

@@ -255,7 +255,8 @@ class ProcessDriver:
 
     async def _refresh_root(self, root: Path, spec: MachineSpec, *, fresh: bool) -> None:
         persist = spec.rootfs.persist
-        if persist == PERSIST_ROOTFS_NEVER or (fresh and persist != PERSIST_ROOTFS_ALWAYS):
+        stays = persist == PERSIST_ROOTFS_ALWAYS or (not fresh and persist != PERSIST_ROOTFS_NEVER)
+        if not stays and not _gone_or_empty(root):
             await asyncio.to_thread(empty, root)
 
     def _write_plan(self, run: Run, plan: _Plan) -> None:
@@ -591,6 +592,17 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return values if isinstance(values, dict) else None
+
+
+def _gone_or_empty(folder: Path) -> bool:
+    """Remove a folder if that takes no time; whether it is gone."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def _modified(process: _Process) -> float:

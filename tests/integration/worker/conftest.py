@@ -40,7 +40,7 @@ def machine_spec(*command: str, marker: str = "", **env: str) -> MachineSpec:
 
 
 def leaders_of(marker: str) -> list[int]:
-    """Leaders of process groups, not zombies, whose environment has the marker: what an outsider counts as the machine."""
+    """Leaders of process groups, no zombies, whose environment has the marker: what an outsider takes for the machine."""
     found = []
     for name in os.listdir("/proc"):
         fields = stat_fields(f"/proc/{name}") if name.isdigit() else []
