@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 600.0
 """How long one watch is kept open before the next one takes its place."""
 
+SHORTEST_WAIT = 0.05
+"""Seconds, at most, before a watch that was cut goes on."""
+
 _PASSING = (DependencyDown, Internal, RateLimited, WaitTimeout, Conflict)
 
 
@@ -62,14 +65,15 @@ async def follow(
     while True:
         attempts = AsyncRetrying(
             sleep=clock.sleep,
-            wait=wait_random_exponential(multiplier=0.05, max=2.0),
+            wait=wait_random_exponential(multiplier=SHORTEST_WAIT, max=2.0),
             retry=retry_if_exception_type(_PASSING),
             before_sleep=_log_waiting,
         )
-        # A watch that brought something ends its attempts, so that the wait after the next cut is short again.
+        # A watch that got further ends its attempts, so that the wait after the next cut is short again.
         async for attempt in attempts:
             with attempt:
                 await watch.once()
+        await clock.sleep(random.uniform(0, SHORTEST_WAIT))
 
 
 class _Watch:
@@ -90,26 +94,26 @@ class _Watch:
         self._caught_up = False
 
     async def once(self) -> None:
-        """Watch until the watch is cut. Returns if it brought anything; else raises why it ended."""
+        """Watch until the watch is cut. Returns if it got further; else raises why it ended."""
         request = store_pb2.WatchRequest(filter=self._filter, from_revision=self._revision)
         if self._revision is None:
             self._apply.reset()
-        brought = False
+        before = self._revision
         responses = self._store.Watch(request, timeout=WATCH_SECONDS * self._random.uniform(0.8, 1.2))
         try:
             async for response in responses:
                 self._take(response)
-                brought = True
         except RevisionTooOld:
             log.info("watch_begins_anew", revision=self._revision)
             self._revision = None
+            return
         except _PASSING as error:
-            if not brought:
+            if self._revision == before:
                 raise
             log.info("watch_cut", revision=self._revision, why=error.message)
         finally:
             responses.cancel()
-        if not brought and self._revision is not None:
+        if self._revision == before:
             raise DependencyDown(
                 "the machine-store ended a watch without a word", metadata={"dependency": "machine-store"}
             )

@@ -39,7 +39,6 @@ _BINARIES = Path(_PACKAGE.origin).parent / "pginstall" / "bin"
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LONGEST_SOCKET_PATH = 107
 _POLL_SECONDS = 0.2
-_START_SECONDS = 10.0
 _RECOVERY_SECONDS = 60
 
 # For a machine that PostgreSQL shares with everything else. What was acknowledged is on disk: that is not for sale.
@@ -68,12 +67,16 @@ _SETTINGS = {
 class OwnedPostgres:
     """The PostgreSQL in `data_dir`, reached through a unix socket only."""
 
-    def __init__(self, data_dir: Path, *, clock: Clock | None = None) -> None:
+    def __init__(self, data_dir: Path, *, clock: Clock | None = None, start_seconds: float = 10.0) -> None:
+        """`start_seconds` is how long a server that does not start is tried again, since one that was killed takes a
+        while to go away altogether.
+        """
         self.data_dir = data_dir.absolute()
         self.log_file = self.data_dir.with_name(self.data_dir.name + ".log")
         self._lock_file = self.data_dir.with_name(self.data_dir.name + ".lock")
         self._lock: IO[bytes] | None = None
         self._clock = clock or SystemClock()
+        self._start_seconds = start_seconds
         self._account = _account()
 
     @property
@@ -164,7 +167,7 @@ class OwnedPostgres:
     async def _ensure_running(self) -> None:
         if not (self.data_dir / "PG_VERSION").exists():
             await self._initialise()
-        deadline = self._clock.monotonic() + _START_SECONDS
+        deadline = self._clock.monotonic() + self._start_seconds
         while not self._ready():
             if self.pid() is None and await asyncio.to_thread(self._clear_leftovers):
                 started = await self._run("pg_ctl", *self._start_arguments())
