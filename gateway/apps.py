@@ -60,7 +60,9 @@ class Apps:
         self._asking: dict[str, asyncio.Task[store.AppRecord | None]] = {}
 
     async def resolve(self, name: str) -> store.AppRecord:
-        """The app of that name. What the view does not have is asked of the store. Raises NotFound."""
+        """The app of that name. What the view does not have is asked of the store. Raises NotFound, InvalidConfig."""
+        if not name:
+            raise InvalidConfig("app_name is missing", violations=[Violation("app_name", "is missing")])
         app = self._catalog.get(name)
         if app is None:
             app = await self._ask(name) if is_app_name(name) else None
