@@ -60,7 +60,8 @@ def machine(
     schedule: ScheduleInterval.ValueType = SCHEDULE_INTERVAL_UNSPECIFIED,
     standby_for: Sequence[str] = (),
     generation: int = 1,
-    generation_at: float = 0.0,
+    generation_at: float | None = 0.0,
+    created_at: float = 0.0,
     updated_at: float = 0.0,
 ) -> MachineRecord:
     """A machine of 1 GiB, unless `reserved` says otherwise; moments in unix seconds."""
@@ -75,7 +76,8 @@ def machine(
         schedule=schedule,
         standby_for=standby_for,
         generation=generation,
-        generation_at=timestamp(generation_at),
+        generation_at=None if generation_at is None else timestamp(generation_at),
+        created_at=timestamp(created_at),
         updated_at=timestamp(updated_at),
     )
 

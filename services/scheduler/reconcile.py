@@ -240,7 +240,9 @@ def _schedules(watchlist: Watchlist, lost: Collection[WorkerId], now: float) -> 
     for record in watchlist.scheduled.values():
         if record.state not in STARTABLE or record.worker_id in lost:
             continue
-        overdue = now - _seconds(record.generation_at) - INTERVALS.get(record.schedule, math.inf)
+        # One that was never asked to run has its first run an interval after it was created.
+        last = record.generation_at if record.HasField("generation_at") else record.created_at
+        overdue = now - _seconds(last) - INTERVALS.get(record.schedule, math.inf)
         if overdue >= 0:
             due.append((overdue, record))
     due.sort(key=lambda one: one[0], reverse=True)

@@ -164,6 +164,22 @@ def test_a_scheduled_machine_starts_again_an_interval_after_it_was_last_asked_to
     assert cell.at(NOW + seconds) == [Start(MachineId("m"), 7, "its schedule")]
 
 
+def test_a_scheduled_machine_that_was_never_launched_first_runs_an_interval_after_it_was_created() -> None:
+    cell = Cell(
+        machine(
+            "m",
+            "w",
+            state=MACHINE_STATE_CREATED,
+            schedule=SCHEDULE_INTERVAL_HOURLY,
+            generation=0,
+            generation_at=None,
+            created_at=NOW,
+        )
+    )
+    assert cell.at(NOW + HOUR - 1) == []
+    assert cell.at(NOW + HOUR) == [Start(MachineId("m"), 0, "its schedule")]
+
+
 @pytest.mark.parametrize("state", [MACHINE_STATE_STARTED, MACHINE_STATE_STOPPING, MACHINE_STATE_SUSPENDED])
 def test_a_scheduled_machine_that_is_still_at_it_is_left_alone(state: MachineState.ValueType) -> None:
     cell = Cell(machine("m", "w", state=state, schedule=SCHEDULE_INTERVAL_HOURLY, generation_at=NOW - DAY))
