@@ -155,6 +155,18 @@ def test_a_placement_under_way_is_counted_once_when_the_log_tells_of_it() -> Non
     assert fleet.spread(AppId("app")) == {"w": 1}
 
 
+def test_a_machine_that_is_gone_is_not_what_was_expected() -> None:
+    fleet = Fleet(Random(1))
+    for worker_id in ("old", "new"):
+        fleet.put_worker(worker(worker_id))
+    fleet.expect(need(amounts()), WorkerId("new"), until=1.0)
+    gone = machine("m", "new", state=MACHINE_STATE_DESTROYED, leaving="old", leaving_reserved=amounts(memory=2))
+    gone.ClearField("reserved")
+    fleet.put_machine(gone)
+    fleet.expire(1.0)
+    assert fleet.spread(AppId("app")) == {}
+
+
 def test_a_placement_under_way_that_came_to_nothing_is_forgotten_at_its_time() -> None:
     fleet = Fleet(Random(1))
     fleet.put_worker(worker("w"))
