@@ -45,6 +45,8 @@ def options(
 
 def main() -> None:
     """Entry point of the console script. Unexpected errors are a line too; SKERRY_TRACEBACK=1 shows where."""
+    # What this forks runs another program at once, and needs none of gRPC's preparations for that.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     try:
         app()
     except Exception as error:

@@ -97,8 +97,9 @@ class Process:
     @property
     def served_ports(self) -> tuple[int, ...]:
         """The ports that it listens on."""
-        inner = (self.internal, self.metrics)
-        return (*inner, self.rest, self.grpc) if self.has_gateway else inner
+        doors = (self.rest, self.grpc) if self.has_gateway else ()
+        inner = () if self.service == GATEWAY else (self.internal,)
+        return (*doors, *inner, self.metrics)
 
 
 class Mesh:

@@ -1,68 +1,91 @@
-"""Whether a process of a mesh is ready, seen from outside."""
+"""Whether the processes of a mesh are ready, seen from outside."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+import http.client
+from collections.abc import Callable, Iterator
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from skerry.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
-from services.cli.mesh import HOST, SCHEDULER, SET, Mesh, Process
-from services.runtime.channels import connect
-from services.runtime.errors import SkerryError
+from services.cli.mesh import GATEWAY, HOST, SCHEDULER, SET, Mesh, Process
+from services.runtime.registry import CALLER_KEY, SECRET_KEY
 
-_POLL = 0.02
-_CALL_SECONDS = 2.0
-_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 50))
-
-
-async def serves(mesh: Mesh, process: Process) -> None:
-    """Return once `process` serves at all its doors and, where it places machines, knows every worker of the region."""
-    for port in (process.internal, process.grpc) if process.has_gateway else (process.internal,):
-        async with grpc.aio.insecure_channel(f"{HOST}:{port}", options=_OPTIONS) as channel:
-            await _until(partial(_is_serving, health_pb2_grpc.HealthStub(channel)))
-    if process.has_gateway:
-        await _until(lambda: _is_healthy(process.rest))
-    if process.service in (SET, SCHEDULER):
-        caller = f"{mesh.cell(process.region)}/cli"
-        address = f"{HOST}:{process.internal}"
-        async with connect([address], caller=caller, callee=SCHEDULER, secret=mesh.secret) as channel:
-            await _until(partial(_knows_workers, scheduler_pb2_grpc.SchedulerStub(channel), mesh.workers))
+_CALL_SECONDS = 1.0
+_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 100),
+)
 
 
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    while not await condition():  # noqa: ASYNC110  (what is asked is another process)
-        await asyncio.sleep(_POLL)
+class Probe:
+    """Looks at one process until it is ready: it serves at all its doors and, if it places machines, knows all workers.
+
+    A context manager, for it keeps connections.
+    """
+
+    def __init__(self, mesh: Mesh, process: Process) -> None:
+        self._mesh = mesh
+        self._process = process
+        self._channels: dict[int, grpc.Channel] = {}
+        self._left = list(self._questions())
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def is_ready(self) -> bool:
+        """Ask what has not been answered well yet; never waits for longer than a second or so."""
+        while self._left and self._left[0]():
+            del self._left[0]
+        return not self._left
+
+    def _questions(self) -> Iterator[Callable[[], bool]]:
+        process = self._process
+        if process.service != GATEWAY:
+            yield lambda: self._serves(process.internal)
+        if process.has_gateway:
+            yield lambda: self._serves(process.grpc)
+            yield lambda: _is_healthy(process.rest)
+        if process.service in (SET, SCHEDULER):
+            yield self._knows_all_workers
+
+    def _channel(self, port: int) -> grpc.Channel:
+        if port not in self._channels:
+            self._channels[port] = grpc.insecure_channel(f"{HOST}:{port}", options=_OPTIONS)
+        return self._channels[port]
+
+    def _serves(self, port: int) -> bool:
+        health = health_pb2_grpc.HealthStub(self._channel(port))
+        try:
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_SECONDS)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _knows_all_workers(self) -> bool:
+        scheduler = scheduler_pb2_grpc.SchedulerStub(self._channel(self._process.internal))
+        caller = f"{self._mesh.cell(self._process.region)}/cli"
+        credentials = ((CALLER_KEY, caller), (SECRET_KEY, self._mesh.secret))
+        try:
+            answer = scheduler.Place(scheduler_pb2.PlaceRequest(limit=1), timeout=_CALL_SECONDS, metadata=credentials)
+        except grpc.RpcError:
+            return False
+        return answer.workers >= self._mesh.workers
 
 
-async def _is_serving(health: health_pb2_grpc.HealthStub) -> bool:
-    try:
-        answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=_CALL_SECONDS, wait_for_ready=True)
-    except grpc.RpcError:
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-async def _is_healthy(port: int) -> bool:
+def _is_healthy(port: int) -> bool:
     """Whether GET /healthz answers 200."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=_CALL_SECONDS)
     try:
-        async with asyncio.timeout(_CALL_SECONDS):
-            reader, writer = await asyncio.open_connection(HOST, port)
-            try:
-                writer.write(f"GET /healthz HTTP/1.1\r\nhost: {HOST}:{port}\r\nconnection: close\r\n\r\n".encode())
-                return (await reader.readline()).split()[1:2] == [b"200"]
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
         return False
-
-
-async def _knows_workers(scheduler: scheduler_pb2_grpc.SchedulerAsyncStub, workers: int) -> bool:
-    try:
-        answer = await scheduler.Place(scheduler_pb2.PlaceRequest(limit=1), timeout=_CALL_SECONDS)
-    except SkerryError:
-        return False
-    return bool(answer.workers >= workers)
+    finally:
+        connection.close()

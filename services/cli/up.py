@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 import time
@@ -71,7 +72,7 @@ def start(mesh: Mesh, regions: Sequence[str], *, ready_seconds: float = READY_SE
             alive[process] = processes.spawn(mesh, process)
     planned = [process for region in regions for process in mesh.processes(region)]
     with progress("waiting for the services to be ready") as tell:
-        asyncio.run(_await_ready(mesh, planned, alive, tell, ready_seconds))
+        _await_ready(mesh, planned, alive, tell, ready_seconds)
     mesh.write_endpoints(alive)
     return absent
 
@@ -90,7 +91,7 @@ def _await_ports(absent: Sequence[Process]) -> None:
         )
 
 
-async def _await_ready(
+def _await_ready(
     mesh: Mesh,
     planned: Sequence[Process],
     alive: dict[Process, int],
@@ -98,29 +99,23 @@ async def _await_ready(
     ready_seconds: float,
 ) -> None:
     # Imported here, while the processes start: other commands do without gRPC.
-    from services.cli.readiness import serves
+    from services.cli.readiness import Probe
 
-    pending = {process: asyncio.ensure_future(serves(mesh, process)) for process in planned}
-    try:
-        async with asyncio.timeout(ready_seconds):
-            while pending:
-                await asyncio.wait(pending.values(), timeout=_POLL, return_when=asyncio.FIRST_COMPLETED)
-                for process, serving in list(pending.items()):
-                    if serving.done():
-                        serving.result()
-                        del pending[process]
-                        tell(f"{process.region}/{process.name} is ready")
-                    elif not processes.is_alive(alive[process]):
-                        raise MeshError(_obituary(mesh, process))
-    except TimeoutError:
-        waiting = ", ".join(f"{process.region}/{process.name}" for process in pending)
-        raise MeshError(
-            f"not ready after {ready_seconds:g} s: {waiting}; see its log, {mesh.log_file(next(iter(pending)))}"
-        ) from None
-    finally:
-        for serving in pending.values():
-            serving.cancel()
-        await asyncio.gather(*pending.values(), return_exceptions=True)
+    deadline = time.monotonic() + ready_seconds
+    with contextlib.ExitStack() as probes:
+        pending = {process: probes.enter_context(Probe(mesh, process)) for process in planned}
+        while pending:
+            for process, probe in list(pending.items()):
+                if probe.is_ready():
+                    del pending[process]
+                    tell(f"{process.region}/{process.name} is ready")
+                elif not processes.is_alive(alive[process]):
+                    raise MeshError(_obituary(mesh, process))
+            if time.monotonic() > deadline:
+                waiting = ", ".join(f"{process.region}/{process.name}" for process in pending)
+                log_file = mesh.log_file(next(iter(pending)))
+                raise MeshError(f"not ready after {ready_seconds:g} s: {waiting}; see its log, {log_file}")
+            time.sleep(_POLL)
 
 
 def _obituary(mesh: Mesh, process: Process) -> str:
