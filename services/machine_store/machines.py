@@ -105,7 +105,7 @@ class Machines:
         raise _refusal(outcome.outcome, request)
 
     async def update(self, request: UpdateMachineRequest) -> Changed:
-        """Give a machine a new version, and another place if its present worker has no room.
+        """Give a machine a new version, and another place if its present worker has no room. Repeating it is safe.
 
         Raises InvalidConfig, NotFound, VersionMismatch, WrongState, NameTaken, NoCapacity, DependencyDown.
         """
@@ -117,7 +117,8 @@ class Machines:
         for _ in range(_ATTEMPTS):
             record = await self._basic(request.machine_id, request.app_id, patient=event_id != "")
             before = record.state
-            if written := await self._written(record, event_id):
+            written = await self._written(record, event_id)
+            if written or record.instance_id == request.instance_id:
                 return Changed(record, written, before, changed=True)
             if request.current_version not in ("", record.instance_id):
                 raise VersionMismatch(

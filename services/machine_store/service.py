@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from random import Random
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from services.machine_store.workers import Workers, age
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidConfig, Violation
 from services.runtime.registry import Registry
+from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
 
 _VERBS = {
@@ -75,9 +75,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         await self._migrate()
         await self._database.open()
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._writer.run())
-                group.create_task(self._log.run(ready))
+            await run_forever(writer=self._writer.run(), log=self._log.run(ready))
         finally:
             self._database.close()
 

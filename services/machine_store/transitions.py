@@ -101,9 +101,9 @@ RUN_AGAIN: frozenset[State] = frozenset({MACHINE_STATE_STARTING, MACHINE_STATE_R
 """States that begin a generation when a verb leads to them."""
 
 _ADVICE: Mapping[State, str] = {
-    MACHINE_STATE_STARTING: "stop it first, or destroy it with force",
-    MACHINE_STATE_RESTARTING: "stop it first, or destroy it with force",
-    MACHINE_STATE_STARTED: "stop it first, or destroy it with force",
+    MACHINE_STATE_STARTING: "stop it first",
+    MACHINE_STATE_RESTARTING: "stop it first",
+    MACHINE_STATE_STARTED: "stop it first",
     MACHINE_STATE_STOPPING: "wait until it is stopped",
     MACHINE_STATE_SUSPENDING: "wait until it is suspended",
     MACHINE_STATE_DESTROYING: "create another machine",
@@ -136,11 +136,9 @@ def ask(asked: Asked, state: State, *, machine: str, force: bool = False, launch
 
 def _refusal(answer: Answer, asked: Asked, state: State, machine: str) -> SkerryError:
     advice = _ADVICE.get(state, "wait until it is in another state")
+    kind: type[SkerryError] = WrongState
     if answer is Answer.STILL_RUNNING:
-        advice = "destroy it with force" if state == MACHINE_STATE_STOPPING else advice
-        kind: type[SkerryError] = StillRunning
-    else:
-        kind = WrongState
+        kind, advice = StillRunning, f"{advice}, or destroy it with force"
     name = state_name(state)
     return kind(
         f"machine {machine} is {name}: {asked.value} is refused then; {advice}",
