@@ -430,13 +430,13 @@ def one_port(asked: Json, protocol: str, field: str, wrong: Wrong) -> Json:
 
 
 def port_range(asked: Json, field: str, wrong: Wrong) -> tuple[int, int]:
-    one = get_port(asked, "port", f"{field}.port", wrong)
+    if asked.get("port") is not None:
+        if asked.get("start_port") is not None or asked.get("end_port") is not None:
+            note(wrong, f"{field}.port", "cannot be given together with start_port and end_port")
+        one = get_port(asked, "port", f"{field}.port", wrong) or 1
+        return one, one
     start = get_port(asked, "start_port", f"{field}.start_port", wrong)
     end = get_port(asked, "end_port", f"{field}.end_port", wrong)
-    if one is not None:
-        if start is not None or end is not None:
-            note(wrong, f"{field}.port", "cannot be given together with start_port and end_port")
-        return one, one
     if start is None and end is None:
         note(wrong, f"{field}.port", "is required, or start_port and end_port")
         return 1, 1
@@ -486,6 +486,8 @@ def http_options(options: Json, field: str, wrong: Wrong) -> Json:
 def response_headers(response: Json, field: str, wrong: Wrong) -> Json:
     headers: Json = {}
     for name, value in get_dict(response, "headers", field, wrong).items():
+        if value is None:
+            continue
         at = entry(field, name)
         check_header_name(name, at, wrong)
         values = [value] if isinstance(value, str) else value
@@ -495,7 +497,7 @@ def response_headers(response: Json, field: str, wrong: Wrong) -> Json:
             for one in values:
                 check_header_value(one, at, wrong)
             headers[name] = values
-        elif value is not None:
+        else:
             note(wrong, at, "must be a string, a list of strings, or false")
     return headers
 
@@ -774,7 +776,7 @@ def container_check(asked: Json, field: str, wrong: Wrong) -> Json:
 
 
 def check_circles(containers: list[Json], wrong: Wrong) -> None:
-    first = {container["name"]: i for i, container in reversed(list(enumerate(containers)))}
+    first = {container["name"]: i for i, container in reversed(list(enumerate(containers))) if container["name"]}
     follows = [[first[d["name"]] for d in c["depends_on"] if d["name"] in first] for c in containers]
     done: set[int] = set()
     for start in range(len(containers)):

@@ -7,6 +7,7 @@ and returns a default, so that one answer names everything that is wrong.
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,8 @@ def entry(path: str, key: str) -> str:
 def quoted(value: Any) -> str:
     """A value for a message: short, on one line."""
     text = value if isinstance(value, str) else str(value)
-    return repr(text if len(text) <= 60 else text[:60] + "…")
+    text = text if len(text) <= 60 else text[:60] + "…"
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text
 
 
 def either(choices: Iterable[str]) -> str:
