@@ -49,7 +49,9 @@ class Retries:
             stop=self._ends,
             reraise=True,
         )
-        result = await retrying(call)
+        async for attempt in retrying:
+            with attempt:
+                result = await call()
         self._earn()
         return result
 

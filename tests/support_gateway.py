@@ -44,7 +44,7 @@ REGIONS = RegionMap(
 )
 GIB = 1 << 30
 PLENTY = Resources(
-    shared_cpu_millicores=10**7, performance_cpu_millicores=10**7, memory_bytes=10_000 * GIB, disk_bytes=10**6 * GIB,
+    shared_cpu_millicores=10**9, performance_cpu_millicores=10**9, memory_bytes=10**6 * GIB, disk_bytes=10**6 * GIB,
     gpus_a10=100,
 )  # fmt: skip
 
@@ -122,6 +122,7 @@ class TestRegion:
     store: Any
     worker: Worker
     gateway: GatewayService
+    registries: Mapping[str, Registry]
 
     async def call(
         self,
@@ -137,7 +138,8 @@ class TestRegion:
         """One REST call."""
         sent = {**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
         body = content if content is not None else None if json is None else jsonlib.dumps(json).encode()
-        answer = await self.rest.request(verb, path, content=body, headers=sent, timeout=timeout)
+        raw = {name: value.encode() for name, value in sent.items()}
+        answer = await self.rest.request(verb, path, content=body, headers=raw, timeout=timeout)
         return Answer(answer.status_code, answer.json(), answer.headers)
 
     async def app(self) -> str:
@@ -212,9 +214,16 @@ def gateway_of(registries: Mapping[str, Registry], clock: SystemClock, random: R
 
 
 @asynccontextmanager
-async def region(postgres: str) -> AsyncIterator[TestRegion]:
-    """A region with one worker that has plenty of everything."""
-    clock, random = SystemClock(), Random()
+async def region(
+    postgres: str,
+    *,
+    machine_store: type[MachineStoreService] = MachineStoreService,
+    scheduler: type[SchedulerService] = SchedulerService,
+    random: Random | None = None,
+    capacity: Resources = PLENTY,
+) -> AsyncIterator[TestRegion]:
+    """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted."""
+    clock, random = SystemClock(), random or Random()
     names = ("machine-store", "config-converter", "scheduler")
     registries = {name: Registry(service=name, secret="of-the-set") for name in names}
     machine_stores = registries["machine-store"]
@@ -232,20 +241,22 @@ async def region(postgres: str) -> AsyncIterator[TestRegion]:
         grace=0.2,
     )
     async with new_database(postgres) as dsn:
-        scheduler = SchedulerService(store_channel, cell=CELL, instance="tests", clock=clock, random=random)
-        machine_store = MachineStoreService(lambda: dsn, cell=CELL, region="syd", clock=clock, random=random)
-        inner: list[Component] = [machine_store, ConfigConverterService(), scheduler]
+        inner: list[Component] = [
+            machine_store(lambda: dsn, cell=CELL, region="syd", clock=clock, random=Random()),
+            ConfigConverterService(),
+            scheduler(store_channel, cell=CELL, instance="tests", clock=clock, random=Random()),
+        ]
         for component in inner:
             component.register(registries[component.name])
         server = Server(public, "127.0.0.1:0")
         port = await server.start()
         stub: Any = MachineStoreStub(store_channel)
-        worker = Worker(stub, "worker-1")
+        worker = Worker(stub, "worker-1", capacity)
         async with running(inner), running([worker, gateway, door]):
             address = f"127.0.0.1:{port}"
             async with (
                 connect([address], caller=f"{CELL}/tests", callee="gateway", secret=None) as channel,
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}") as rest,
             ):
-                yield TestRegion(rest, door.port, address, MachinesStub(channel), stub, worker, gateway)
+                yield TestRegion(rest, door.port, address, MachinesStub(channel), stub, worker, gateway, registries)
         await server.stop(0)

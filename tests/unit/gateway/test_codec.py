@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from skerry.machines.v1.machines_pb2 import App, CreateMachineRequest, ListMachinesResponse, Machine, StopMachineRequest
 from skerry.types.v1 import annotations_pb2 as options
 from skerry.types.v1.config_pb2 import HTTPResponseOptions, MachineConfig, MachineService
-from skerry.types.v1.machine_pb2 import MACHINE_STATE_LAUNCH_FAILED, MachineEvent, MachineExitEvent
+from skerry.types.v1.machine_pb2 import (
+    HOST_STATUS_OK,
+    HOST_STATUS_UNREACHABLE,
+    MACHINE_STATE_LAUNCH_FAILED,
+    MachineEvent,
+    MachineExitEvent,
+)
 
 from gateway.rest.codec import DEEPEST, decode, encode
 from gateway.rest.forms import is_map, json_name, message_of, rule_of
@@ -261,7 +267,9 @@ def test_a_free_value_that_is_too_deep_is_refused() -> None:
 def test_a_machine_is_written_as_clients_expect_it() -> None:
     event = MachineEvent(id="e", type="exit", timestamp=Timestamp(seconds=1_700_000_000, nanos=123_999_999))
     event.request.monitor_event.exit_event.exit_code = 0
-    machine = Machine(id="00112233445566", state=MACHINE_STATE_LAUNCH_FAILED, host_status=3, events=[event])
+    machine = Machine(
+        id="00112233445566", state=MACHINE_STATE_LAUNCH_FAILED, host_status=HOST_STATUS_UNREACHABLE, events=[event]
+    )
     machine.created_at.FromJsonString("2026-11-24T05:06:07.008999Z")
     assert json.loads(encode(machine)) == {
         "id": "00112233445566",
@@ -299,7 +307,7 @@ def test_what_is_always_there_is_there_also_when_empty() -> None:
 
 
 def test_moments_and_enums_read_as_they_are_written() -> None:
-    machine = Machine(id="a", state=MACHINE_STATE_LAUNCH_FAILED, host_status=1)
+    machine = Machine(id="a", state=MACHINE_STATE_LAUNCH_FAILED, host_status=HOST_STATUS_OK)
     machine.created_at.FromMilliseconds(1_764_000_000_123)
     machine.events.add(id="e").timestamp.FromMilliseconds(1_764_000_000_456)
     assert decode(Machine, encode(machine)) == (machine, [])
