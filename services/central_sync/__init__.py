@@ -1,0 +1,1 @@
+"""central-sync: the only service that may call the centre, each class of call behind a circuit breaker of its own."""
