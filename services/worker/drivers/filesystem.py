@@ -141,8 +141,8 @@ def _open_directory(root: Path, linked: Mapping[str, Path], parts: list[str], wh
 
 def _refuse_if_theirs(error: OSError, where: str) -> None:
     reasons = {
-        errno.ELOOP: "leads over a symbolic link that the machine has made",
-        errno.ENOTDIR: "leads over something that is no directory",
+        errno.ELOOP: "leads over a link that the machine has made",
+        errno.ENOTDIR: "leads over a link that the machine has made, or over something that is no directory",
         errno.EISDIR: "is a directory",
         errno.ENAMETOOLONG: "has a name that is too long",
     }

@@ -97,11 +97,12 @@ class Cgroups:
             if self._version == 2:
                 (self._folders[0] / "cgroup.subtree_control").write_text("+memory +pids")
             # Only a try tells: a mount that looks writable may be somebody else's.
-            self.create(".probe", Limits(64 << 20, 0, 64))
+            membership = self.create(".probe", Limits(64 << 20, 0, 64))
+            limited = all(Path(path).exists() for path in membership.join)
             self.remove(".probe")
         except OSError:
             return False
-        return True
+        return limited
 
 
 def _own_cgroups(mounts: str, own: str) -> dict[str, Path]:

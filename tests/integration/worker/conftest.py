@@ -17,7 +17,7 @@ from skerry.types.v1.spec_pb2 import RESTART_POLICY_NO, MachineSpec
 
 from services.runtime import channels
 from services.runtime.clock import SystemClock
-from services.worker.drivers.shim import stat_fields
+from services.worker.drivers.shim import process_folders, stat_fields
 from services.worker.service import WorkerService
 from services.worker.settings import WorkerSettings
 from tests.integration.worker.ledger import Ledger, Served
@@ -39,33 +39,26 @@ def machine_spec(*command: str, marker: str = "", **env: str) -> MachineSpec:
     return spec
 
 
-def leaders_of(marker: str) -> list[int]:
-    """Leaders of process groups, no zombies, whose environment has the marker: what an outsider takes for the machine."""
-    found = []
-    for name in os.listdir("/proc"):
-        fields = stat_fields(f"/proc/{name}") if name.isdigit() else []
-        if not fields or fields[0] == b"Z" or fields[2] != name.encode():
-            continue
-        try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-        except OSError:
-            continue
-        if f"{MARKER}={marker}".encode() in environment.split(b"\0"):
-            found.append(int(name))
-    return found
-
-
 def holders_of(marker: str) -> list[int]:
     """All processes whose environment has the marker."""
+    return _whose_environment(lambda variables: f"{MARKER}={marker}".encode() in variables)
+
+
+def leaders_of(marker: str) -> list[int]:
+    """Leaders of process groups, no zombies, with the marker: what an outsider takes for the machine."""
+    holders = {pid: stat_fields(f"/proc/{pid}") for pid in holders_of(marker)}
+    return [pid for pid, fields in holders.items() if fields and fields[0] != b"Z" and int(fields[2]) == pid]
+
+
+def _whose_environment(matches: Callable[[list[bytes]], bool]) -> list[int]:
     found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                environment = Path(f"/proc/{name}/environ").read_bytes()
-            except OSError:
-                continue
-            if f"{MARKER}={marker}".encode() in environment.split(b"\0"):
-                found.append(int(name))
+    for folder in process_folders():
+        try:
+            variables = Path(folder, "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if matches(variables):
+            found.append(int(folder.rpartition("/")[2]))
     return found
 
 
@@ -139,19 +132,14 @@ class Workers:
                 process.kill()
                 await process.wait()
         # Nothing of a test outlives it, whatever became of its worker.
-        marks = f"{self.data}/machines/".encode()
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    if marks in Path(f"/proc/{name}/environ").read_bytes():
-                        os.kill(int(name), signal.SIGKILL)
-                except OSError:
-                    continue
+        ours = f"MACHINE_ROOT={self.data}/".encode()
+        for pid in _whose_environment(lambda variables: any(one.startswith(ours) for one in variables)):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    served = Served(Ledger())
+    served = Served(Ledger())  # type: ignore[abstract]
     await served.start()
     yield served
     await served.stop()

@@ -1,4 +1,4 @@
-"""A machine-store in memory, over real gRPC, whose answers tests can lose or hold back; and workers to run against it."""
+"""A machine-store in memory, behind real gRPC, whose answers tests can lose or hold back."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import pytest
 
 from services.worker import agent
 from services.worker.drivers.shim import start_time, stat_fields
-from services.worker.service import WorkerService
+from services.worker.service import WorkerServicefrom skerry.types.v1.spec_pb2 import RESTART_POLICY_ON_FAILURE
+
 from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger, Served
 from tests.support import eventually
@@ -226,7 +227,7 @@ async def test_while_the_store_is_away_machines_go_on_and_everything_is_told_aft
 ) -> None:
     await workers.start()
     spec = machine_spec("sh", "-c", f"echo >> {tmp_path}/starts; sleep 0.1; exit 1")
-    spec.restart.policy, spec.restart.max_retries = 2, 1
+    spec.restart.policy, spec.restart.max_retries = RESTART_POLICY_ON_FAILURE, 1
     machine = await ledger.create(spec)
     steady = await ledger.create(machine_spec("sleep", "100", marker="steady"))
     await reaches(steady, "started")

@@ -10,6 +10,7 @@ from pathlib import Path
 from google.protobuf.duration_pb2 import Duration
 from skerry.store.v1.store_pb2 import StopOverride
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED
+from skerry.types.v1.spec_pb2 import RESTART_POLICY_ALWAYS, RESTART_POLICY_ON_FAILURE
 
 from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger
@@ -161,7 +162,7 @@ async def test_a_command_that_does_not_exist_fails_with_advice_and_is_not_restar
 ) -> None:
     await workers.start()
     spec = machine_spec("no-such-command")
-    spec.restart.policy = 3
+    spec.restart.policy = RESTART_POLICY_ALWAYS
     machine = await ledger.create(spec)
     await reaches(machine, "failed")
     reason = ledger.seen(machine, "failed")[0].failed.reason
@@ -175,7 +176,7 @@ async def test_a_failing_machine_is_restarted_by_its_policy_and_then_given_up(
 ) -> None:
     await workers.start()
     spec = machine_spec("sh", "-c", "exit 7")
-    spec.restart.policy, spec.restart.max_retries = 2, 1
+    spec.restart.policy, spec.restart.max_retries = RESTART_POLICY_ON_FAILURE, 1
     machine = await ledger.create(spec)
     await reaches(machine, "stopped", 15)
     assert ledger.kinds(machine) == ["started", "exited", "started", "exited"]

@@ -9,6 +9,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from skerry.store.v1 import store_pb2 as pb
+from skerry.store.v1 import store_pb2_grpc
+from skerry.types.v1.machine_pb2 import MachineState
+from skerry.types.v1.spec_pb2 import CPU_KIND_SHARED, RESTART_POLICY_ON_FAILURE, MachineSpec
+
 from services.machine_store.service import MachineStoreService
 from services.runtime import channels
 from services.runtime.clock import SystemClock
@@ -18,11 +23,6 @@ from services.runtime.resources import need_of
 from services.runtime.tasks import cancel
 from services.worker.service import WorkerService
 from services.worker.settings import WorkerSettings
-from skerry.store.v1 import store_pb2 as pb
-from skerry.store.v1 import store_pb2_grpc
-from skerry.types.v1.machine_pb2 import MachineState
-from skerry.types.v1.spec_pb2 import CPU_KIND_SHARED, MachineSpec
-
 from tests.integration.worker.conftest import holders_of, leaders_of, machine_spec
 from tests.support import eventually
 
@@ -34,9 +34,7 @@ class Cell:
         self._clock = SystemClock()
         self._random = Random()
         self._data = data
-        self._store = MachineStoreService(
-            lambda: dsn, cell="001", region="syd", clock=self._clock, random=self._random
-        )
+        self._store = MachineStoreService(lambda: dsn, cell="001", region="syd", clock=self._clock, random=self._random)
         registry = Registry(service="machine-store")
         self._store.register(registry)
         self._channel = channels.local(registry, caller="001/worker", callee="machine-store", secret=None)
@@ -188,7 +186,7 @@ async def test_a_machine_that_failed_says_why(cell: Cell) -> None:
 
 async def test_a_stop_in_the_middle_of_the_backoff_settles(cell: Cell) -> None:
     spec = machine_spec("sh", "-c", "exit 1")
-    spec.restart.policy, spec.restart.max_retries = 2, 10
+    spec.restart.policy, spec.restart.max_retries = RESTART_POLICY_ON_FAILURE, 10
     machine = await cell.create(spec)
     await cell.reaches(machine, "restarting")
     await cell.ask(machine, pb.VERB_STOP)
