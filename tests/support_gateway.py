@@ -138,7 +138,7 @@ class TestRegion:
         """One REST call."""
         sent = {**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
         body = content if content is not None else None if json is None else jsonlib.dumps(json).encode()
-        raw = {name: value.encode() for name, value in sent.items()}
+        raw = [(name.encode(), value.encode()) for name, value in sent.items()]
         answer = await self.rest.request(verb, path, content=body, headers=raw, timeout=timeout)
         return Answer(answer.status_code, answer.json(), answer.headers)
 
