@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from skerry.types.v1.spec_pb2 import RESTART_POLICY_ON_FAILURE
 
 from services.worker import agent
 from services.worker.drivers.shim import start_time, stat_fields
-from services.worker.service import WorkerServicefrom skerry.types.v1.spec_pb2 import RESTART_POLICY_ON_FAILURE
-
+from services.worker.service import WorkerService
 from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger, Served
 from tests.support import eventually

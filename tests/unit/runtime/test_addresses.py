@@ -36,5 +36,5 @@ def test_the_network_is_the_same_prefix_in_every_cell() -> None:
 
 @pytest.mark.parametrize(("cell", "number", "machine"), [("xyz", 1, "00"), ("001", 1 << 20, "00"), ("001", 1, "no")])
 def test_what_is_no_cell_number_or_machine_is_refused(cell: str, number: int, machine: str) -> None:
-    with pytest.raises(ValueError, match="invalid literal|does not fit"):
+    with pytest.raises(ValueError, match=r"invalid literal|does not fit"):
         private_ip("a", cell, number, machine)
