@@ -288,7 +288,7 @@ class _MultiCallable:
         carried = channel.carried
         if traceparent := telemetry.traceparent_of(span) if span else telemetry.current_traceparent():
             carried = (("traceparent", traceparent), *carried)
-            if baggage := telemetry.baggage_header():
+            if baggage := telemetry.current_baggage():
                 carried = (*carried, ("baggage", baggage))
         if metadata:
             carried = (*carried, *metadata)

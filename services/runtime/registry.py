@@ -137,12 +137,8 @@ def _wrap(
     }[handler.request_streaming, handler.response_streaming]
     assert behavior is not None
     chain = _Chain(registry, service, name, behavior, streams=handler.response_streaming)
-
-    async def serve(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        return await chain.serve(request, context)
-
     return factory(
-        serve,
+        chain.serve,
         request_deserializer=handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )

@@ -22,24 +22,25 @@ class MethodMetrics:
     """What one method of a process has served."""
 
     def __init__(self, service: str, method: str) -> None:
-        self._counts, self._durations = _collector.of(service, method)
+        numbers = _collector.of(service, method)
+        self._good, self._bad, self._durations = numbers.good, numbers.bad, numbers.durations
 
     def ended(self, caller: str, code: grpc.StatusCode, seconds: float | None) -> None:
         """Count a call; `seconds` is None where a duration says nothing, as with streams."""
-        key = (caller, code)
-        self._counts[key] = self._counts.get(key, 0) + 1
+        if code is grpc.StatusCode.OK:
+            self._good[caller] = self._good.get(caller, 0) + 1
+        else:
+            self._bad[caller, code] = self._bad.get((caller, code), 0) + 1
         if seconds is not None:
-            self._durations.add(seconds)
+            durations = self._durations
+            durations.buckets[bisect_left(BUCKETS, seconds)] += 1
+            durations.sum += seconds
 
 
 class _Durations:
     def __init__(self) -> None:
         self.buckets = [0] * (len(BUCKETS) + 1)
         self.sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.buckets[bisect_left(BUCKETS, seconds)] += 1
-        self.sum += seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
         total = 0
@@ -50,15 +51,20 @@ class _Durations:
         return rows
 
 
-_Counts = dict[tuple[str, grpc.StatusCode], int]
+class _Numbers:
+    def __init__(self) -> None:
+        # Apart, since a status code is slow to hash and most calls end well.
+        self.good: dict[str, int] = {}
+        self.bad: dict[tuple[str, grpc.StatusCode], int] = {}
+        self.durations = _Durations()
 
 
 class _RpcCollector(Collector):
     def __init__(self) -> None:
-        self._methods: dict[tuple[str, str], tuple[_Counts, _Durations]] = {}
+        self._methods: dict[tuple[str, str], _Numbers] = {}
 
-    def of(self, service: str, method: str) -> tuple[_Counts, _Durations]:
-        return self._methods.setdefault((service, method), ({}, _Durations()))
+    def of(self, service: str, method: str) -> _Numbers:
+        return self._methods.setdefault((service, method), _Numbers())
 
     def collect(self) -> Iterator[Metric]:
         handled = CounterMetricFamily(
@@ -71,10 +77,13 @@ class _RpcCollector(Collector):
             "How long calls with one answer took.",
             labels=["grpc_service", "grpc_method"],
         )
-        for (service, method), (counts, durations) in list(self._methods.items()):
-            for (caller, code), count in list(counts.items()):
+        # Copied first: scrapes come from another thread.
+        for (service, method), numbers in list(self._methods.items()):
+            for caller, count in list(numbers.good.items()):
+                handled.add_metric([service, method, caller, "OK"], count)
+            for (caller, code), count in list(numbers.bad.items()):
                 handled.add_metric([service, method, caller, code.name], count)
-            seconds.add_metric([service, method], durations.cumulative(), durations.sum)
+            seconds.add_metric([service, method], numbers.durations.cumulative(), numbers.durations.sum)
         yield handled
         yield seconds
 

@@ -16,8 +16,8 @@ from random import getrandbits
 from typing import Any
 
 import structlog
-from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
+from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -42,6 +42,7 @@ serving: ContextVar[str] = ContextVar("serving", default="")
 """The service on whose behalf the current task works; empty outside of a call."""
 
 _traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+_baggage_header: ContextVar[str] = ContextVar("baggage", default="")
 _trace_context = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
 _HIGHEST_PORTION = 1.0
@@ -147,12 +148,14 @@ class Tracer:
         if not self.exports:
             header = carrier.get("traceparent", "")
             _traceparent.set(header if _VALID_TRACEPARENT.fullmatch(header) else _new_traceparent())
-            if "baggage" in carrier:
+            if header := carrier.get("baggage", ""):
+                _baggage_header.set(header)
                 otel_context.attach(_baggage.extract(carrier, Context()))
             return None
         parent = _baggage.extract(carrier, _trace_context.extract(carrier, Context()))
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         otel_context.attach(trace.set_span_in_context(span, parent))
+        _baggage_header.set(carrier.get("baggage", ""))
         _traceparent.set(traceparent_of(span))
         return span
 
@@ -187,13 +190,9 @@ def traceparent_of(span: Span) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
-def baggage_header() -> str | None:
-    """The baggage of the current request as a header's value; None if there is none."""
-    if not baggage.get_all():
-        return None
-    carrier: dict[str, str] = {}
-    _baggage.inject(carrier)
-    return carrier.get("baggage")
+def current_baggage() -> str:
+    """The W3C baggage that the current request came with, as a header's value; empty if there is none."""
+    return _baggage_header.get()
 
 
 def _new_traceparent() -> str:
