@@ -93,6 +93,8 @@ class _Machine:
     record: MachineRecord | None = None
     known_from_before: bool = False
     """The record is that of its last run, not the store's word."""
+    private_ip: str = ""
+    """Empty until it was first needed."""
     running: Running | None = None
     ended: Exit | CannotRun | None = None
     """How what ran has ended, until that is in the journal."""
@@ -290,10 +292,12 @@ class Agent:
     async def _recover(self) -> None:
         """Find out what became of everything that was here when the last agent ended."""
         journal = self._here()
-        for run, record in list(self._driver.found()):
+        for found in list(self._driver.found()):
+            run, record = found.run, found.record
             entry = journal.entries.get(run.machine_id)
             machine = self._machine(run.machine_id)
             machine.record, machine.known_from_before = record, record is not None
+            machine.private_ip = found.private_ip
             if entry is None or entry.run < run.number:
                 # The journal has lost it: its directory still knows what runs.
                 journal.write([_entry_found(run, record)])
@@ -434,7 +438,8 @@ class Agent:
             # It may have waited for its turn, and the world not.
             if record is None or self._next(machine) is not Step.START:
                 return
-            address = await self._private_ip(record)
+            if not machine.private_ip:
+                machine.private_ip = await self._private_ip(record)
             before = self._here().entries.get(machine.id)
             entry = _begun(before, record)
             fresh = before is not None and before.instance_id != record.instance_id
@@ -443,7 +448,7 @@ class Agent:
             self._write(entry)
             run = Run(machine.id, entry.run)
             try:
-                running = await self._driver.launch(run, Assignment(record, self._region, address, fresh))
+                running = await self._driver.launch(run, Assignment(record, self._region, machine.private_ip, fresh))
             except CannotRun as error:
                 self._write_failed(machine, entry, str(error))
             except LaunchLost as error:

@@ -155,7 +155,7 @@ async def try_once(check: CheckSpec, host: str) -> Result:
         return Result(False, f"{where} refused the connection")
     except ssl.SSLError as error:
         return Result(False, f"{where}: TLS failed: {error.reason or error}")
-    except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+    except (OSError, ValueError, OverflowError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
         return Result(False, f"{where}: {error or type(error).__name__}")
 
 

@@ -150,10 +150,13 @@ class Journal:
         self._compact_if_worthwhile()
 
     def acknowledge(self, last_sequence: int) -> None:
-        """Drop observations up to `last_sequence` from the outbox: the store has them. Raises OSError."""
+        """Drop observations up to `last_sequence` from the outbox: the store has them."""
         if not self.outbox or self.outbox[0].sequence > last_sequence:
             return
-        self._append({"acknowledged": last_sequence})
+        try:
+            self._append({"acknowledged": last_sequence})
+        except OSError:
+            pass  # After a restart they are sent again, and the store knows them by their numbers.
         self._drop(last_sequence)
         self._compact_if_worthwhile()
 

@@ -46,6 +46,15 @@ class Exit:
     """When, in unix seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a machine has left on this host: its latest run, and what it was run from, if it ever was."""
+
+    run: Run
+    record: MachineRecord | None = None
+    private_ip: str = ""
+
+
 @dataclass(slots=True)
 class Running:
     """A run whose processes live, or lived a moment ago."""
@@ -108,8 +117,8 @@ class Driver(Protocol):
         """Remove everything of a machine that does not run, except its volumes. Raises OSError."""
         ...
 
-    def found(self) -> Iterable[tuple[Run, MachineRecord | None]]:
-        """The latest run of every machine that left something on this host, with the record it was run from."""
+    def found(self) -> Iterable[Found]:
+        """Every machine that has left something on this host."""
         ...
 
     def log_of(self, machine_id: str) -> Path:

@@ -36,6 +36,7 @@ from services.worker.drivers.driver import (
     Assignment,
     CannotRun,
     Exit,
+    Found,
     LaunchLost,
     Recovered,
     Run,
@@ -110,6 +111,7 @@ class _Plan:
     stop_signal: int
     stop_seconds: float
     commands: list[str]
+    private_ip: str
     record: MachineRecord
 
     def to_json(self) -> str:
@@ -120,6 +122,7 @@ class _Plan:
                 "stop_signal": self.stop_signal,
                 "stop_seconds": self.stop_seconds,
                 "commands": self.commands,
+                "private_ip": self.private_ip,
                 "record": b64encode(self.record.SerializeToString()).decode(),
             }
         )
@@ -243,12 +246,12 @@ class ProcessDriver:
         if self._cgroups is not None:
             await asyncio.to_thread(self._cgroups.remove, machine_id)
 
-    def found(self) -> Iterable[tuple[Run, MachineRecord | None]]:
+    def found(self) -> Iterable[Found]:
         for folder in self._machines.iterdir():
             numbers = [int(path.stem) for path in folder.glob("run/*.plan") if path.stem.isdigit()]
             run = Run(folder.name, max(numbers, default=0))
             plan = _Plan.read(self._plan_file(run)) if numbers else None
-            yield run, plan.record if plan is not None else None
+            yield Found(run) if plan is None else Found(run, plan.record, plan.private_ip)
 
     def log_of(self, machine_id: str) -> Path:
         return self._machines / machine_id / "log"
@@ -529,6 +532,7 @@ def _plan_of(assignment: Assignment, commands: Sequence[Command]) -> _Plan:
         stop_signal=signal.Signals[stop.signal or "SIGINT"],
         stop_seconds=stop.timeout.ToNanoseconds() / 1e9 if stop.HasField("timeout") else _DEFAULT_STOP_SECONDS,
         commands=[command.words[0] for command in commands],
+        private_ip=assignment.private_ip,
         record=record,
     )
 

@@ -202,7 +202,7 @@ def _be_command(request: dict[str, Any], go: int, failure: int) -> Never:
             if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        os.execvpe(request["command"][0], request["command"], request["environment"])
+        _execute(request["command"], request["environment"])
     except OSError as error:
         os.write(failure, f"{stage} {error.errno}".encode())
     except BaseException as error:
@@ -210,6 +210,24 @@ def _be_command(request: dict[str, Any], go: int, failure: int) -> Never:
         sys.stderr.write(f"{type(error).__name__}\n")
     finally:
         os._exit(127)
+
+
+def _execute(command: list[str], environment: dict[str, str]) -> Never:
+    """Become the command; raises OSError. As os.execvpe, which imports a module that another user may not read."""
+    name = command[0]
+    folders = (
+        [""] if "/" in name else [f"{folder or '.'}/" for folder in environment.get("PATH", os.defpath).split(":")]
+    )
+    failure = FileNotFoundError(errno.ENOENT, name)
+    denied = None
+    for folder in folders:
+        try:
+            os.execve(folder + name, command, environment)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            denied = error
+    raise denied or failure
 
 
 def _limit_open_files(wanted: int) -> None:
