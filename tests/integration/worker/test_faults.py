@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from skerry.types.v1.spec_pb2 import RESTART_POLICY_ON_FAILURE
@@ -310,3 +311,41 @@ def _parent(pid: int) -> int:
 
 def _fork_server_of(pid: int) -> int:
     return _parent(_parent(pid))
+
+
+async def test_a_worker_that_is_killed_at_random_again_and_again_neither_doubles_nor_loses_anything(
+    workers: Workers, ledger: Ledger, tmp_path: Path
+) -> None:
+    random = Random(11)
+    starts = tmp_path / "starts"
+    starts.mkdir()
+
+    def count(name: str) -> str:
+        return f"echo >> {starts}/{name}"
+
+    ends, stays = [], []
+    for round in range(8):
+        worker = await workers.spawn()
+        for number in range(5):
+            name = f"{round}-{number}"
+            nap = random.uniform(0.0, 0.6)
+            ends.append(
+                (name, await ledger.create(machine_spec("sh", "-c", f"{count(name)}; sleep {nap:.2f}; exit 3")))
+            )
+            marker = f"stays-{name}"
+            spec = machine_spec("sh", "-c", f"{count(marker)}; exec sleep 100", marker=marker)
+            stays.append((marker, await ledger.create(spec)))
+        await asyncio.sleep(random.uniform(0.3, 0.9))
+        worker.kill()
+        await worker.wait()
+    await workers.start()
+    await eventually(lambda: all(ledger.state(machine) == "stopped" for _, machine in ends), 30)
+    await eventually(lambda: all(ledger.state(machine) == "started" for _, machine in stays), 30)
+    for name, machine in ends:
+        assert ledger.kinds(machine) == ["started", "exited"], name
+        assert ledger.seen(machine, "exited")[0].exited.exit.exit_code == 3
+        assert (starts / name).read_text() == "\n"
+    for marker, machine in stays:
+        assert ledger.kinds(machine) == ["started"], marker
+        assert len(leaders_of(marker)) == 1
+        assert (starts / marker).read_text() == "\n"
