@@ -36,12 +36,14 @@ async def run_process(
     Raises OSError when an address cannot be had; nothing runs then.
     """
     stop = stop or asyncio.Event()
+    background = background or {}
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    scrapes = _serve_metrics(metrics) if metrics else None
+    scrapes: Callable[[], None] | None = None
     work: asyncio.Task[Any] | None = None
     try:
+        scrapes = _serve_metrics(metrics) if metrics else None
         for server in servers:
             await server.start()
         readiness = _Readiness([component.name for component in components], servers, on_ready)
@@ -50,7 +52,7 @@ async def run_process(
             await on_listening()
         log.info("process_started", components=[component.name for component in components])
         running = {component.name: component.run(readiness.of(component.name)) for component in components}
-        work = asyncio.create_task(run_forever(readiness=readiness.tell(), **running, **(background or {})))
+        work = asyncio.create_task(run_forever(readiness=readiness.tell(), **running, **background))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         await cancel(stopping)
@@ -62,6 +64,9 @@ async def run_process(
         if work is not None:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+        else:
+            for coroutine in background.values():
+                coroutine.close()
         await asyncio.gather(*(server.stop(0) for server in servers))
         if scrapes is not None:
             scrapes()

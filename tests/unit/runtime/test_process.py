@@ -131,11 +131,17 @@ async def test_an_address_that_is_taken_ends_the_process_before_it_begins() -> N
     first = Process("scheduler")
     running = asyncio.create_task(first.run())
     await asyncio.wait_for(first.listening.wait(), 5)
-    second = Process("scheduler")
+    begun = asyncio.Event()
+
+    async def begin() -> None:
+        begun.set()
+
+    second = Process("scheduler", background={"postgres": begin()})
     second.server = Server(Registry(service="set"), f"127.0.0.1:{first.server.port}")
     with pytest.raises(OSError, match=str(first.server.port)):
         await second.run()
     assert not second.components[0].ended.is_set()
+    assert not begun.is_set()
     first.stop.set()
     assert await asyncio.wait_for(running, 5) == 0
 
