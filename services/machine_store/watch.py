@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -249,7 +249,7 @@ class Log:
             for watcher in self._watchers:
                 watcher.cut(DependencyDown("machine-store: it is stopping; watch again elsewhere", retry_after=0.1))
 
-    async def watch(self, request: WatchRequest) -> AsyncIterator[WatchResponse]:
+    async def watch(self, request: WatchRequest) -> AsyncGenerator[WatchResponse, None]:
         """The state, unless `from_revision` is set, and then what happens.
 
         Raises RevisionTooOld when the log does not reach back, or not that far; DependencyDown for a watch that is read

@@ -83,8 +83,8 @@ _TABLES = (
         PRIMARY KEY (worker_id, journal_id)
     ) WITH (fillfactor = 25)
     """,
-    # `details` is a MachineRecord of the fields that have no column: what no statement checks or changes. No foreign key
-    # to workers, which are never deleted: checking it costs as much as the whole insert.
+    # `details` is a MachineRecord of the fields that have no column: what no statement checks or changes. No foreign
+    # key to workers, which are never deleted: checking it costs as much as the whole insert.
     """
     CREATE TABLE machines (
         id text PRIMARY KEY,
