@@ -101,6 +101,27 @@ class Conflict(SkerryError):
     reason, code, http = "conflict", grpc.StatusCode.ABORTED, 409
 
 
+class PlanMoved(SkerryError):
+    """A configuration was converted under a plan that is no longer the present one; `metadata` has the epoch of that one.
+
+    The caller converts once more, under that epoch or a later one.
+    """
+
+    reason, code, http = "plan_moved", grpc.StatusCode.ABORTED, 409
+
+
+class PromotionRefused(SkerryError):
+    """A part is not moved on; the message has every reason."""
+
+    reason, code, http = "promotion_refused", grpc.StatusCode.FAILED_PRECONDITION, 409
+
+
+class SealRefused(SkerryError):
+    """Parts are not sealed, or their seals not lifted; the message has every reason."""
+
+    reason, code, http = "seal_refused", grpc.StatusCode.FAILED_PRECONDITION, 409
+
+
 class RevisionTooOld(SkerryError):
     """A watch from before the log's beginning: list again, then watch from there."""
 
