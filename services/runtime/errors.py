@@ -102,9 +102,9 @@ class Conflict(SkerryError):
 
 
 class PlanMoved(SkerryError):
-    """A configuration was converted under a plan that is no longer the present one; `metadata` has the epoch of that one.
+    """A configuration was converted under a plan that is no longer the present one.
 
-    The caller converts once more, under that epoch or a later one.
+    `metadata` has the present plan's `epoch`: the caller converts once more, under that epoch or a later one.
     """
 
     reason, code, http = "plan_moved", grpc.StatusCode.ABORTED, 409
