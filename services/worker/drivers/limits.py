@@ -33,7 +33,8 @@ class Cgroups:
     """The cgroups of one worker, a folder for each machine below `folders` (memory, then pids; once for version 2)."""
 
     def __init__(self, folders: Sequence[Path], version: int) -> None:
-        self._folders = tuple(folders)
+        self.folders = tuple(folders)
+        """Below these each machine has a folder."""
         self._version = version
 
     @classmethod
@@ -56,7 +57,8 @@ class Cgroups:
 
     def create(self, machine_id: str, limits: Limits) -> Membership:
         """Make the cgroups of a machine, with its limits. Raises OSError."""
-        folders = [folder / machine_id for folder in self._folders]
+        self._make_folders()
+        folders = [folder / machine_id for folder in self.folders]
         for folder in folders:
             # One of an earlier run has its limits and its count of kills.
             _remove(folder)
@@ -74,28 +76,30 @@ class Cgroups:
 
     def remove(self, machine_id: str) -> None:
         """Remove the cgroups of a machine none of whose processes is left. Left where they are if one still is."""
-        for folder in self._folders:
+        for folder in self.folders:
             _remove(folder / machine_id)
 
     def close(self) -> None:
         """Remove the worker's own folders, unless there still are machines in them."""
-        for folder in self._folders:
+        for folder in self.folders:
             for level in (folder, folder.parent):
                 try:
                     level.rmdir()
                 except OSError:
                     break
 
+    def _make_folders(self) -> None:
+        """Make the worker's own folders, which another worker of the same name may have removed when it ended."""
+        for folder in self.folders:
+            if folder.exists():
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._version == 2:
+                for level in (folder.parent.parent, folder.parent, folder):
+                    (level / "cgroup.subtree_control").write_text("+memory +pids")
+
     def _usable(self) -> bool:
         try:
-            for folder in self._folders:
-                if self._version == 2:
-                    for level in (folder.parent.parent, folder.parent):
-                        level.mkdir(exist_ok=True)
-                        (level / "cgroup.subtree_control").write_text("+memory +pids")
-                folder.mkdir(parents=True, exist_ok=True)
-            if self._version == 2:
-                (self._folders[0] / "cgroup.subtree_control").write_text("+memory +pids")
             # Only a try tells: a mount that looks writable may be somebody else's.
             membership = self.create(".probe", Limits(64 << 20, 0, 64))
             limited = all(Path(path).exists() for path in membership.join)

@@ -210,7 +210,7 @@ class ProcessDriver:
         processes = [_Process(self._run_file(run, at)) for at in range(len(commands))]
         answers = await asyncio.gather(
             *(
-                self._fork(process, command, user, folder, membership)
+                self._fork(process, command, user, folder, membership, alone=len(commands) == 1)
                 for process, command, user in zip(processes, commands, users, strict=True)
             ),
             return_exceptions=True,
@@ -232,6 +232,7 @@ class ProcessDriver:
             await self._undo([process for process, found in zip(processes, started, strict=True) if found])
             return Recovered(refused=refused)
         if all(process.exit is not None for process in processes):
+            self._lift_limits(run, processes)
             return Recovered(exit=_first_exit(processes))
         return Recovered(running=self._watch_run(run, plan, processes, _modified(processes[0])))
 
@@ -280,6 +281,11 @@ class ProcessDriver:
             return Membership()
         return self._cgroups.create(run.machine_id, Limits(memory, spec.init.swap_bytes, self._settings.max_processes))
 
+    def _lift_limits(self, run: Run, processes: Sequence[_Process]) -> None:
+        """Remove the cgroups of a run that has ended; the shim of a single process has done so already."""
+        if self._cgroups is not None and len(processes) > 1:
+            self._cgroups.remove(run.machine_id)
+
     async def _fork(
         self,
         process: _Process,
@@ -287,6 +293,8 @@ class ProcessDriver:
         user: tuple[int, int] | None,
         folder: Path,
         membership: Membership,
+        *,
+        alone: bool,
     ) -> None:
         if self._server is None:
             raise LaunchLost("the driver does not work yet")
@@ -300,6 +308,7 @@ class ProcessDriver:
                 "open_files": self._settings.open_files,
                 "user": user,
                 "cgroups": membership.join,
+                "alone": alone,
                 "oom": membership.oom,
             }
         )
@@ -402,6 +411,7 @@ class ProcessDriver:
         ended = [process for process in live.processes if process.exit is not None or process.refused]
         if len(ended) == len(live.processes):
             self._live.pop(live.running.run, None)
+            self._lift_limits(live.running.run, live.processes)
             if live.stopping_others is not None:
                 live.stopping_others.cancel()
             future = live.running.ended

@@ -15,6 +15,7 @@ A request:
     open_files   limit of open files, lowered to what the host allows
     user         [uid, gid], or null for those of the server
     cgroups      `cgroup.procs` files that the command joins before it begins
+    alone        nobody else is in these cgroups: they are removed when the command has ended
     oom          file with an `oom_kill N` line, or null
 
 An answer: {"token", "pid", "start", "shim", "shim_start"}, or {"token", "stage", "errno"} with what could not be done
@@ -22,7 +23,7 @@ An answer: {"token", "pid", "start", "shim", "shim_start"}, or {"token", "stage"
 """
 
 # pathlib would cost every shim memory.
-# ruff: noqa: PTH104, PTH108, PTH120, PTH123, PTH208
+# ruff: noqa: PTH104, PTH106, PTH108, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -44,6 +45,8 @@ _SET_CHILD_SUBREAPER = 36
 _SET_NAME = 15
 _LENGTH = 4
 _LEFTOVERS_SECONDS = 5.0
+_REMOVE_ATTEMPTS = 5
+_REMOVE_PAUSE_SECONDS = 0.002
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -159,6 +162,7 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
     os.close(failure_out)
     if stage:
         os.waitpid(pid, 0)
+        _remove_cgroups(request)
         _replace(run + ".exit", {"stage": stage, "errno": number, "at": time.time()}, durable=True)
         _answer(results, {"token": token, "stage": stage, "errno": number})
         return
@@ -173,6 +177,7 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
     by_signal = ended.si_status if ended.si_code != os.CLD_EXITED else 0
     code = 128 + by_signal if by_signal else ended.si_status
     oom = code == 128 + signal.SIGKILL and _oom_kills(request["oom"]) > oom_kills
+    _remove_cgroups(request)
     _replace(run + ".exit", {"code": code, "signal": by_signal, "oom": oom, "at": at}, durable=True)
 
 
@@ -277,6 +282,19 @@ def _join(cgroups: list[str], pid: int) -> tuple[str, int]:
     except OSError as error:
         return "cgroup", error.errno or errno.EIO
     return "", 0
+
+
+def _remove_cgroups(request: dict[str, Any]) -> None:
+    for path in request["cgroups"] if request["alone"] else ():
+        for _ in range(_REMOVE_ATTEMPTS):
+            try:
+                os.rmdir(os.path.dirname(path))
+                break
+            except FileNotFoundError:
+                break
+            except OSError:
+                # The kernel takes a moment to let go of the last process.
+                time.sleep(_REMOVE_PAUSE_SECONDS)
 
 
 def _oom_kills(path: str | None) -> int:

@@ -299,3 +299,24 @@ async def test_a_hundred_machines_start_and_stop(workers: Workers, ledger: Ledge
     assert not leaders_of("hundred")
     assert not list((workers.data / "machines").iterdir())
     assert service._agents[0].instances() == []
+
+
+async def test_nothing_is_left_of_the_limits_of_a_machine_that_has_stopped(
+    workers: Workers, ledger: Ledger, reaches: Reaches
+) -> None:
+    service, _ = await workers.start()
+    cgroups = service._agents[0]._driver._cgroups  # type: ignore[attr-defined]
+    if cgroups is None:
+        pytest.skip("no cgroup is writable here")
+    single = await ledger.create(machine_spec("sleep", "100"))
+    spec = machine_spec()
+    for _ in range(2):
+        spec.processes.processes.add(exec=["sleep", "100"])
+    several = await ledger.create(spec)
+    for machine in (single, several):
+        await reaches(machine, "started")
+        assert all((folder / machine).is_dir() for folder in cgroups.folders)
+        await ledger.stop(machine)
+        await reaches(machine, "stopped")
+    left = [folder / machine for folder in cgroups.folders for machine in (single, several)]
+    await eventually(lambda: not any(folder.exists() for folder in left))

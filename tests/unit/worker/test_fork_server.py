@@ -38,6 +38,7 @@ def request(folder: Path, *command: str, run: str = "1.0", **more: Any) -> dict[
         "open_files": 64,
         "user": None,
         "cgroups": [],
+        "alone": True,
         "oom": None,
         **more,
     }

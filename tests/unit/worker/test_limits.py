@@ -47,3 +47,14 @@ def test_a_machine_gets_its_limits_and_nothing_is_left_of_them() -> None:
     cgroups.remove("m1")
     cgroups.close()
     assert not any(folder.exists() or folder.parent.exists() for folder in folders)
+
+
+def test_a_worker_of_the_same_name_that_ends_does_not_take_the_limits_with_it() -> None:
+    one, other = Cgroups.find("limits-test"), Cgroups.find("limits-test")
+    if one is None or other is None:
+        pytest.skip("no cgroup is writable here")
+    other.close()
+    membership = one.create("m1", Limits(memory_bytes=64 << 20, swap_bytes=0, processes=17))
+    assert all(Path(path).exists() for path in membership.join)
+    one.remove("m1")
+    one.close()
