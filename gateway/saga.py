@@ -39,7 +39,10 @@ class Saga(Generic[W]):
     async def run(self, work: W) -> W:
         """Take the steps until the answer is there; returns `work`. Raises what a step raises."""
         for step in self.steps:
-            with self._tracer.span(step.name):
+            if self._tracer.exports:
+                with self._tracer.span(step.name):
+                    await step.forward(work)
+            else:
                 await step.forward(work)
             if work.answered:
                 break

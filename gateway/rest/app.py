@@ -152,7 +152,7 @@ class RestApp:
         metadata = [("fly-request-id", request_id), *_metadata(headers)]
         timeout = LONG_CALL_SECONDS.get(route.rpc, CALL_SECONDS)
         response = await _unless_gone(self._calls[route.path](request, timeout=timeout, metadata=metadata), receive)
-        return Answer(route.status, route.write(response), [unknown_fields_warning(unknown)] if unknown else [])
+        return Answer(route.status, await route.write(response), [unknown_fields_warning(unknown)] if unknown else [])
 
     def _health(self, verb: str) -> Answer:
         if verb != "GET":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -17,10 +19,12 @@ from skerry.types.v1 import annotations_pb2 as options
 
 from gateway.rest.codec import decode, dump, invalid
 from gateway.rest.forms import is_map, json_name, message_of
-from gateway.rest.writing import encoder_of
+from gateway.rest.writing import Encode, encoder_of
 from services.runtime.errors import InvalidConfig, MethodNotAllowed, NotFound, Violation
 
 MOST_QUERY_FIELDS = 200
+ITEMS_AT_ONCE = 200
+"""Items of a list that are written before others have their turn."""
 
 _PARAMETER = re.compile(r"\{(\w+)\}").fullmatch
 _VERBS = ("get", "put", "post", "delete", "patch")
@@ -28,6 +32,9 @@ _BOOLS: Mapping[str, bool] = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
+
+Write = Callable[[Any], Awaitable[bytes]]
+"""Makes the body of an answer from a response."""
 
 SetParameter = Callable[[Any, str], None]
 """Puts the text of a query parameter into a request. Raises ValueError, whose text says what it must be."""
@@ -51,7 +58,7 @@ class Route:
     response: type[Message]
     takes_body: bool
     status: int
-    write: Callable[[Any], bytes]
+    write: Write
     query: Mapping[str, SetParameter]
     query_maps: Mapping[str, str]
 
@@ -179,15 +186,33 @@ def _route(method: MethodDescriptor, rule: HttpRule) -> Route:
     )
 
 
-def _writer(method: MethodDescriptor, response_body: str) -> Callable[[Any], bytes]:
+def _writer(method: MethodDescriptor, response_body: str) -> Write:
     if not response_body:
-        encode = encoder_of(method.output_type)
-        return lambda response: dump(encode(response))
+        return _message_writer(encoder_of(method.output_type), lambda response: response)
     field = method.output_type.fields_by_name[response_body]
-    encode = encoder_of(message_of(field))
-    if field.is_repeated:
-        return lambda response: dump([encode(item) for item in getattr(response, response_body)])
-    return lambda response: dump(encode(getattr(response, response_body)))
+    encode, inner = encoder_of(message_of(field)), attrgetter(response_body)
+    return _list_writer(encode, inner) if field.is_repeated else _message_writer(encode, inner)
+
+
+def _message_writer(encode: Encode, inner: Callable[[Any], Any]) -> Write:
+    async def write(response: Any) -> bytes:
+        return dump(encode(inner(response)))
+
+    return write
+
+
+def _list_writer(encode: Encode, inner: Callable[[Any], Any]) -> Write:
+    async def write(response: Any) -> bytes:
+        items = inner(response)
+        pieces: list[bytes] = []
+        for start in range(0, len(items), ITEMS_AT_ONCE):
+            if start:
+                # Others have their turn while a long list is written.
+                await asyncio.sleep(0)
+            pieces.append(dump([encode(item) for item in items[start : start + ITEMS_AT_ONCE]])[1:-1])
+        return b"[" + b",".join(pieces) + b"]"
+
+    return write
 
 
 def _is_string_map(field: FieldDescriptor) -> bool:

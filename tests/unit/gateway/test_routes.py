@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+
 import pytest
 from skerry.machines.v1 import machines_pb2 as api
 
@@ -120,3 +123,22 @@ def test_a_query_that_cannot_be_read_is_refused(query: bytes) -> None:
 def test_nul_in_a_query_is_refused_by_its_name() -> None:
     with pytest.raises(InvalidConfig, match="region must not hold the character NUL"):
         read("GET", "/v1/apps/web/machines", b"region=a%00")
+
+
+async def test_a_long_list_is_written_whole_and_lets_others_have_their_turn() -> None:
+    route, _ = ROUTER.find("GET", "/v1/apps/web/machines")
+    response = api.ListMachinesResponse(machines=[api.Machine(id=f"{number:014x}") for number in range(1001)])
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    written = await route.write(response)
+    other.cancel()
+    assert [machine["id"] for machine in json.loads(written)] == [f"{number:014x}" for number in range(1001)]
+    assert turns >= 5
+    assert await route.write(api.ListMachinesResponse()) == b"[]"
