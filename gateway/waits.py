@@ -162,9 +162,7 @@ class Waits:
         timeout = asyncio.timeout(seconds)
         try:
             async with timeout:
-                seen = await read()
-                if not was_reached(goal, seen):
-                    waiter.read_as_of(seen.machine.revision, seen.machine.state)
+                if not await waiter.is_there(read):
                     await waiter.done
         except TimeoutError:
             if not timeout.expired():
@@ -203,11 +201,19 @@ class _Waiter:
             except SkerryError as error:
                 self.done.set_exception(error)
 
-    def read_as_of(self, revision: int, state: int) -> None:
+    async def is_there(self, read: Callable[[], Awaitable[Seen]]) -> bool:
+        """Whether the machine, read now, is where it is wanted; else what comes after that read counts.
+
+        What was read is not kept: many may wait for long.
+        """
+        seen = await read()
+        if was_reached(self.goal, seen):
+            return True
         early, self.early = self.early or (), None
-        self.revision, self.state = revision, state
+        self.revision, self.state = seen.machine.revision, seen.machine.state
         for machine in early:
             self.see(machine)
+        return False
 
 
 def _invalid(field: str, why: str) -> InvalidConfig:
