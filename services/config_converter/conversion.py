@@ -9,11 +9,11 @@ from functools import lru_cache
 from itertools import accumulate
 
 from google.protobuf.message import Message
-from skerry.converter.v1.converter_pb2 import PART_OWNER_REGION, ConversionResult
+from skerry.converter.v1.converter_pb2 import PART_OWNER_REGION, ConversionResult, ConvertedPart
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.spec_pb2 import MachineSpec
 
-from services.config_converter.part import NO_FACTS, Facts, Part, Problems
+from services.config_converter.part import NO_FACTS, Convert, Facts, Part, Problems
 from services.config_converter.parts import PARTS
 from services.config_converter.rules import member
 from services.runtime.errors import InvalidConfig, PartUnserved, Violation
@@ -39,6 +39,7 @@ class Context:
     app_name: str = ""
     region: str = ""
     field_prefix: str = DEFAULT_PREFIX
+    machine_id: str = ""
 
 
 NO_CONTEXT = Context()
@@ -47,38 +48,54 @@ NO_CONTEXT = Context()
 def convert(
     config: MachineConfig, context: Context = NO_CONTEXT, facts: Facts = NO_FACTS, parts: tuple[Part, ...] = PARTS
 ) -> ConversionResult:
-    """Convert a configuration with the converters of `parts`: every part has to be there exactly once.
+    """Convert a configuration with the newest converters of `parts`: every part has to be there exactly once.
 
     Equal arguments give results that serialize to equal bytes (with `deterministic=True`). Raises InvalidConfig, whose
     violations hold the bad fields in an order that depends on the configuration only, and PartUnserved if a part is
     missing or doubled.
     """
-    blank = _blank_result(parts)
+    steps, blank = _steps_and_blank(parts)
     problems = Problems()
-    for field in _fields_with_nul(config):
-        problems.add(field, "must not contain the character NUL")
-    result = ConversionResult.FromString(blank)
-    spec = result.spec
-    for part in parts:
-        getattr(spec, part.name).CopyFrom(part.convert(config, facts, problems))
+    result = convert_steps(steps, blank, config, facts, problems)
     if problems.found:
         raise invalid_config(problems, context.field_prefix)
     return result
 
 
+Steps = tuple[tuple[str, Convert], ...]
+"""Parts by name, each with its converter."""
+
+
+def convert_steps(
+    steps: Steps, blank: bytes, config: MachineConfig, facts: Facts, problems: Problems
+) -> ConversionResult:
+    """A result that begins as `blank` (serialized) and has the part of every step; what is wrong is in `problems`."""
+    for field in _fields_with_nul(config):
+        problems.add(field, "must not contain the character NUL")
+    result = ConversionResult.FromString(blank)
+    spec = result.spec
+    for name, convert_part in steps:
+        getattr(spec, name).CopyFrom(convert_part(config, facts, problems))
+    return result
+
+
 @lru_cache(maxsize=16)
-def _blank_result(parts: tuple[Part, ...]) -> bytes:
-    """A serialized result with an empty spec, which says who converts what; it depends only on the parts."""
+def _steps_and_blank(parts: tuple[Part, ...]) -> tuple[Steps, bytes]:
+    """The newest converters, and a result with an empty spec, which says who converts what."""
     claimed = Counter(part.name for part in parts)
     faults = [f"{name} has no converter" for name in PART_NAMES if not claimed[name]]
     faults += [f"{name} has {times} converters" for name, times in claimed.items() if times > 1]
     faults += [f"{name} is no part" for name in claimed if name not in PART_NAMES]
     if faults:
         raise PartUnserved(f"every part of a spec has to be converted exactly once: {'; '.join(faults)}")
-    result = ConversionResult()
+    made = [ConvertedPart(part=part.name, owner=PART_OWNER_REGION, version=part.version) for part in parts]
+    return tuple((part.name, part.convert) for part in parts), blank_result(made)
+
+
+def blank_result(made: Sequence[ConvertedPart], epoch: int = 0) -> bytes:
+    """A serialized result with an empty spec, which says who converts what."""
+    result = ConversionResult(parts=made, epoch=epoch)
     result.spec.SetInParent()
-    for part in parts:
-        result.parts.add(part=part.name, owner=PART_OWNER_REGION, version=part.version)
     return result.SerializeToString()
 
 

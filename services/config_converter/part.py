@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
@@ -68,20 +68,37 @@ class Problems:
 
 Convert = Callable[[MachineConfig, Facts, Problems], Message]
 
+FactsUsed = Callable[[MachineConfig, Facts], Iterator[tuple[str, str]]]
 
-# Compared by identity: there is one object a part and version.
+
+def no_facts(_config: MachineConfig, _facts: Facts) -> Iterator[tuple[str, str]]:
+    """What a part uses that depends on the configuration alone."""
+    return iter(())
+
+
+# Compared by identity: there is one object a part.
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One aspect of the configuration.
+    """One aspect of the configuration, with every version of its converter that can be served.
 
-    `convert` returns the part's message of MachineSpec and adds what is wrong to the Problems; then what it returned
+    A converter returns the part's message of MachineSpec and adds what is wrong to the Problems; then what it returned
     means nothing. It may return the same message for several configurations, so callers copy it and never change it.
-    It looks at nothing but the fields in `owns` and `reads`, which are paths of MachineConfig; of two owners the one
-    with the longer path wins.
+    It looks at nothing but the fields in `owns` and `reads`, which are paths of MachineConfig (of two owners the one
+    with the longer path wins), and the facts that `facts_used` gives as names with values.
     """
 
     name: str
     owns: tuple[str, ...]
-    convert: Convert
+    converters: Mapping[int, Convert]
     reads: tuple[str, ...] = ()
-    version: int = 1
+    facts_used: FactsUsed = no_facts
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return max(self.converters)
+
+    @property
+    def convert(self) -> Convert:
+        """The newest version's converter."""
+        return self.converters[self.version]

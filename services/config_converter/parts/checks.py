@@ -126,4 +126,4 @@ def fill_headers(
         target.add(name=header.name, values=header.values)
 
 
-PART = Part("checks", owns=("checks",), convert=convert)
+PART = Part("checks", owns=("checks",), converters={1: convert})

@@ -33,7 +33,7 @@ from skerry.types.v1.spec_pb2 import (
 from services.config_converter.part import Facts, Part, Problems
 from services.config_converter.parts.checks import DEFAULT_PATH, TLS, fill_headers, http_method, server_name
 from services.config_converter.parts.files import fill_files
-from services.config_converter.parts.image import fill_image
+from services.config_converter.parts.image import fill_image, image_facts
 from services.config_converter.parts.processes import fill_process
 from services.config_converter.parts.restart import fill_restart
 from services.config_converter.parts.stop import fill_stop
@@ -229,4 +229,11 @@ def _circles(edges: Sequence[Sequence[int]]) -> Iterator[list[int]]:
                 left.append(iter(edges[following]))
 
 
-PART = Part("containers", owns=("containers", "volumes"), convert=convert)
+def _facts_used(config: MachineConfig, facts: Facts) -> Iterator[tuple[str, str]]:
+    for volume in config.volumes:
+        yield from image_facts(volume.image, facts)
+    for container in config.containers:
+        yield from image_facts(container.image, facts)
+
+
+PART = Part("containers", owns=("containers", "volumes"), converters={1: convert}, facts_used=_facts_used)

@@ -54,4 +54,4 @@ def _is_server(text: str) -> bool:
     return is_ip(host) and number.isascii() and number.isdigit() and len(number) <= 5 and 1 <= int(number) <= 65535
 
 
-PART = Part("dns", owns=("dns",), convert=convert)
+PART = Part("dns", owns=("dns",), converters={1: convert})

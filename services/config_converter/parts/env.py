@@ -31,4 +31,4 @@ def fill_env(target: MutableMapping[str, str], env: Mapping[str, str], field: st
         target[name] = env[name]
 
 
-PART = Part("env", owns=("env",), convert=convert)
+PART = Part("env", owns=("env",), converters={1: convert})

@@ -76,4 +76,4 @@ def _decoded(text: str, field: str, problems: Problems) -> bytes:
         return b""
 
 
-PART = Part("files", owns=("files",), convert=convert)
+PART = Part("files", owns=("files",), converters={1: convert})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from skerry.types.v1.config_pb2 import MachineConfig, MachineGuest
@@ -156,4 +157,11 @@ def _check_limits(spec: GuestSpec, limits: Limits, source: str, problems: Proble
             problems.add(field, f"must have {name} {most} at most, the organization's limit, has {value}")
 
 
-PART = Part("guest", owns=("guest", "size", "spot"), convert=convert)
+def _facts_used(_config: MachineConfig, facts: Facts) -> Iterator[tuple[str, str]]:
+    limits = facts.limits
+    for name, most in (("cpus", limits.cpus), ("memory_mb", limits.memory_mb), ("gpus", limits.gpus)):
+        if most is not None:
+            yield name, str(most)
+
+
+PART = Part("guest", owns=("guest", "size", "spot"), converters={1: convert}, facts_used=_facts_used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.spec_pb2 import ImageSpec
@@ -93,4 +94,22 @@ def split_reference(reference: str) -> tuple[str, str, str, str]:
     return registry, repository, tag, digest
 
 
-PART = Part("image", owns=("image",), convert=convert)
+def _facts_used(config: MachineConfig, facts: Facts) -> Iterator[tuple[str, str]]:
+    yield from image_facts(config.image, facts)
+
+
+def image_facts(reference: str, facts: Facts) -> Iterator[tuple[str, str]]:
+    """What `fill_image` uses of the facts: alias and digest of the reference."""
+    stands_for = facts.image_aliases.get(reference)
+    if stands_for is not None:
+        yield reference, stands_for
+    if facts.image_digests:
+        try:
+            registry, repository, tag, _ = split_reference(stands_for or reference)
+        except ValueError:
+            return
+        name = f"{registry}/{repository}:{tag}"
+        yield name, facts.image_digests.get(name, "")
+
+
+PART = Part("image", owns=("image",), converters={1: convert}, facts_used=_facts_used)

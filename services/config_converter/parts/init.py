@@ -34,4 +34,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> InitSpe
     return spec
 
 
-PART = Part("init", owns=("init",), convert=convert)
+PART = Part("init", owns=("init",), converters={1: convert})

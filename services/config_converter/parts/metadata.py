@@ -24,4 +24,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Metadat
     return spec
 
 
-PART = Part("metadata", owns=("metadata",), convert=convert)
+PART = Part("metadata", owns=("metadata",), converters={1: convert})

@@ -28,4 +28,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Metrics
     return spec
 
 
-PART = Part("metrics", owns=("metrics",), convert=convert)
+PART = Part("metrics", owns=("metrics",), converters={1: convert})

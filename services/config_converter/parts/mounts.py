@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from skerry.types.v1.config_pb2 import MachineConfig, MachineMount
 from skerry.types.v1.spec_pb2 import MountSpec, MountsSpec
 
@@ -57,4 +59,15 @@ def _fill_volume(spec: MountSpec, mount: MachineMount, problems: Problems) -> No
         problems.add("volume", f"is required: a volume's id ({VOLUME_ID_PREFIX}…), or its name in name")
 
 
-PART = Part("mounts", owns=("mounts",), convert=convert)
+def volumes_named(config: MachineConfig) -> list[str]:
+    """Ids and names of volumes whose place the centre's converter wants to know."""
+    return [mount.volume or mount.name for mount in config.mounts if mount.volume or mount.name]
+
+
+def _facts_used(config: MachineConfig, facts: Facts) -> Iterator[tuple[str, str]]:
+    locations = facts.volume_locations
+    if locations is not None:
+        yield from ((volume, locations.get(volume, "")) for volume in volumes_named(config))
+
+
+PART = Part("mounts", owns=("mounts",), converters={1: convert}, facts_used=_facts_used)

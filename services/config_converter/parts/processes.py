@@ -77,4 +77,4 @@ def _check_variable(name: str, field: str, taken: Container[str], problems: Prob
         problems.add(field, f"must be unique in its list, is {shown(name)} again")
 
 
-PART = Part("processes", owns=("processes",), convert=convert)
+PART = Part("processes", owns=("processes",), converters={1: convert})

@@ -41,4 +41,4 @@ def fill_restart(
         spec.max_retries = retries
 
 
-PART = Part("restart", owns=("restart", "auto_destroy"), reads=("schedule",), convert=convert)
+PART = Part("restart", owns=("restart", "auto_destroy"), reads=("schedule",), converters={1: convert})

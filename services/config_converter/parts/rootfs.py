@@ -38,4 +38,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> RootfsS
     return RootfsSpec(persist=persist if own else from_guest, size_bytes=size * GIB, cache_bytes=cache * MIB)
 
 
-PART = Part("rootfs", owns=("rootfs", "guest.persist_rootfs", "cache_drive"), convert=convert)
+PART = Part("rootfs", owns=("rootfs", "guest.persist_rootfs", "cache_drive"), converters={1: convert})

@@ -34,4 +34,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Schedul
     )
 
 
-PART = Part("schedule", owns=("schedule",), convert=convert)
+PART = Part("schedule", owns=("schedule",), converters={1: convert})

@@ -222,4 +222,4 @@ def _set_header(spec: HTTPHandlerSpec, name: str, values: Iterable[str], field: 
         target.values.add(string_value=value)
 
 
-PART = Part("services", owns=("services", "disable_machine_autostart"), convert=convert)
+PART = Part("services", owns=("services", "disable_machine_autostart"), converters={1: convert})

@@ -27,4 +27,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Standby
     return StandbysSpec(machine_ids=standbys)
 
 
-PART = Part("standbys", owns=("standbys",), reads=("services",), convert=convert)
+PART = Part("standbys", owns=("standbys",), reads=("services",), converters={1: convert})

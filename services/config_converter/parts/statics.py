@@ -33,4 +33,4 @@ def convert(config: MachineConfig, _facts: Facts, problems: Problems) -> Statics
     return spec
 
 
-PART = Part("statics", owns=("statics",), convert=convert)
+PART = Part("statics", owns=("statics",), converters={1: convert})

@@ -27,4 +27,4 @@ def fill_stop(spec: StopSpec, stop: StopConfig, problems: Problems) -> None:
     duration(stop.timeout, DEFAULT_TIMEOUT, spec.timeout, "timeout", problems)
 
 
-PART = Part("stop", owns=("stop_config",), convert=convert)
+PART = Part("stop", owns=("stop_config",), converters={1: convert})
