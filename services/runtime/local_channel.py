@@ -311,9 +311,9 @@ class _Rpc(grpc.aio.ServicerContext[Any, Any]):
         except asyncio.CancelledError:
             self.finish(grpc.StatusCode.CANCELLED, "the servicer was cancelled", drop=True)
         except Exception as error:
-            log.error("servicer_failed", method=self.method, exc_info=error)
             code = self._code if self._code not in (None, grpc.StatusCode.OK) else grpc.StatusCode.UNKNOWN
             self.finish(code, f"Unexpected {type(error)}: {error}")
+            log.error("servicer_failed", method=self.method, exc_info=error)
         finally:
             for callback in self._on_done:
                 callback(self)

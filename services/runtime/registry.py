@@ -11,7 +11,7 @@ import hmac
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Never
@@ -227,15 +227,17 @@ class _Chain:
             return grpc.StatusCode.UNKNOWN
         if isinstance(error, NotImplementedError) and _code_set(context) is grpc.StatusCode.UNIMPLEMENTED:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._path} is not implemented")
-        return await self._abort(error if isinstance(error, SkerryError) else self._unexpected(error), context)
-
-    def _unexpected(self, error: BaseException) -> Internal:
-        log.error("call_failed", method=self._path, exc_info=error)
+        if isinstance(error, SkerryError):
+            await self._abort(error, context)
         trace_id = telemetry.current_trace_id()
-        return Internal(
+        unexpected = Internal(
             f"{self._registry.service} failed unexpectedly; its log has the cause under trace id {trace_id}",
             metadata={"trace_id": trace_id},
         )
+        # The caller is answered even if the log cannot be written.
+        with suppress(Exception):
+            log.error("call_failed", method=self._path, exc_info=error)
+        return await self._abort(unexpected, context)
 
     async def _abort(self, error: SkerryError, context: grpc.aio.ServicerContext[Any, Any]) -> Never:
         trailing = (*context.trailing_metadata(), (DETAILS_KEY, to_status(error).SerializeToString()))

@@ -94,7 +94,7 @@ def setup(
             structlog.processors.JSONRenderer(default=str),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
     library = logging.StreamHandler(sys.stderr)
@@ -225,6 +225,19 @@ def _redacted(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {inner: _redacted(str(inner), content) for inner, content in value.items()}
     return value
+
+
+class _Stderr:
+    """Writes to what is stderr at that moment. That nobody takes a line any more is no reason to fail."""
+
+    def msg(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+    log = debug = info = warn = warning = error = critical = fatal = exception = msg
 
 
 class _LibraryFormatter(logging.Formatter):

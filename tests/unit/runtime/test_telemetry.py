@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +95,19 @@ def test_the_level_decides_what_is_logged(capsys: pytest.CaptureFixture[str]) ->
     log.info("unimportant")
     log.warning("important")
     assert [event["event"] for event in _events(capsys)] == ["important"]
+
+
+def test_a_log_that_nobody_takes_any_more_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry.setup("gateway", "syd")
+    reading, writing = os.pipe()
+    os.close(reading)
+    broken = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stderr", broken)
+    for _ in range(3):
+        log.error("unread")
+    with pytest.raises(BrokenPipeError):
+        broken.close()
+    log.error("after it was closed")
 
 
 def test_libraries_log_as_we_do(capsys: pytest.CaptureFixture[str]) -> None:
