@@ -53,16 +53,11 @@ class BatchWriter:
         self._heard = heard
         self._command_timeout = command_timeout
         self._connection: asyncpg.Connection | None = None
+        self._statement: asyncpg.prepared_stmt.PreparedStatement | None = None
         self._attempt = 0
         self._commits: GroupCommit[Item, list[Outcome]] = GroupCommit(
             self._commit, prepare=self._prepare, monotonic=clock.monotonic
         )
-
-    @property
-    def backend_pid(self) -> int | None:
-        """Process id of the server's side of the writer's connection; None without one."""
-        connection = self._connection
-        return connection.get_server_pid() if connection is not None and not connection.is_closed() else None
 
     async def submit(self, item: Item) -> list[Outcome]:
         """Commit `item` and complete its records; one outcome for a new machine, one for each step of a unit.
@@ -74,6 +69,7 @@ class BatchWriter:
     async def run(self) -> None:
         """Write until cancelled."""
         try:
+            await self._prepare()
             await self._commits.run()
         finally:
             self._drop_connection()
@@ -83,8 +79,10 @@ class BatchWriter:
             return True
         self._drop_connection()
         try:
-            self._connection = await self._database.connect(command_timeout=self._command_timeout)
+            self._connection = await self._database.connect("writer", command_timeout=self._command_timeout)
+            self._statement = await self._connection.prepare(_COMMIT)
         except Exception as error:
+            self._drop_connection()
             if not is_away(error):
                 raise
             if self._attempt == 0:
@@ -100,7 +98,7 @@ class BatchWriter:
     def _drop_connection(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
-            self._connection = None
+            self._connection = self._statement = None
 
     async def _commit(self, items: Sequence[Item]) -> Sequence[list[Outcome] | Exception]:
         try:
@@ -122,13 +120,13 @@ class BatchWriter:
         return answers
 
     async def _write(self, items: Sequence[Item]) -> list[list[Outcome] | Exception]:
-        if self._connection is None:
+        if self._connection is None or self._statement is None:
             raise ConnectionError("the writer's connection was lost")
         creates = [item for item in items if isinstance(item, Create)]
         units = [item for item in items if isinstance(item, Unit)]
         steps = [step._replace(unit=number) for number, unit in enumerate(units) for step in unit.steps]
         started = self._clock.monotonic()
-        rows = await self._connection.fetch(_COMMIT, [create.row for create in creates], steps)
+        rows = await self._statement.fetch([create.row for create in creates], steps)
         _seconds.observe(self._clock.monotonic() - started)
         _sizes.observe(len(rows))
 

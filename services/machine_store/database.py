@@ -91,14 +91,17 @@ class Database:
             self._pool.terminate()
             self._pool = None
 
-    async def connect(self, *, command_timeout: float | None = None) -> asyncpg.Connection:
-        """A connection outside of the pool. Raises what asyncpg raises; see `is_away`."""
+    async def connect(self, name: str = "reader", *, command_timeout: float | None = None) -> asyncpg.Connection:
+        """A connection outside of the pool, `name` telling the server's administrator what it is for.
+
+        Raises what asyncpg raises; see `is_away`.
+        """
         return await asyncpg.connect(
             self._dsn(),
             timeout=self._connect_timeout,
             command_timeout=command_timeout or self._command_timeout,
             # Every statement is short: compiling it would take longer than running it.
-            server_settings={"application_name": "skerry-machine-store", "jit": "off"},
+            server_settings={"application_name": application_name(name), "jit": "off"},
         )
 
     async def fetch(self, statement: str, *args: object, patience: float = 0.0) -> list[Row]:
@@ -149,20 +152,20 @@ class Database:
                 raise
             raise known from error
 
-    async def connect_at_last(self, what: str, *, command_timeout: float | None = None) -> asyncpg.Connection:
-        """A connection outside of the pool, however long the server is away; logs, once, that it is."""
+    async def connect_at_last(self, name: str) -> asyncpg.Connection:
+        """As `connect`, however long the server is away; logs, once, that it is."""
         for attempt in range(10**9):
             try:
-                connection = await self.connect(command_timeout=command_timeout)
+                connection = await self.connect(name)
             except Exception as error:
                 if not is_away(error):
                     raise
                 if attempt == 0:
-                    log.warning("postgres_away", wanted_by=what, error=_shortly(error))
+                    log.warning("postgres_away", wanted_by=name, error=_shortly(error))
                 await self.back_off(attempt)
             else:
                 if attempt:
-                    log.info("postgres_back", wanted_by=what, attempts=attempt)
+                    log.info("postgres_back", wanted_by=name, attempts=attempt)
                 return connection
         raise AssertionError("unreachable")
 
@@ -179,6 +182,11 @@ class Database:
 
     async def _connect_for_pool(self, *_: object, **__: object) -> asyncpg.Connection:
         return await self.connect()
+
+
+def application_name(name: str) -> str:
+    """What the server knows a connection by."""
+    return f"skerry-machine-store/{name}"
 
 
 async def _leave_as_it_is(_: object) -> None:

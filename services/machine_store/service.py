@@ -60,7 +60,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self.region = region
         ids = EventIds(clock, random)
         self._database = Database(dsn, clock=clock, random=random, pool_size=pool_size)
-        self._log = Log(self._database, clock=clock, own_backend=lambda: self._writer.backend_pid, tick=tick)
+        self._log = Log(self._database, clock=clock, tick=tick)
         self._writer = BatchWriter(self._database, clock=clock, heard=self._log.heard)
         self._machines = Machines(self._database, self._writer, clock=clock, ids=ids)
         self._workers = Workers(self._database)

@@ -25,7 +25,7 @@ from skerry.store.v1.store_pb2 import (
     WatchResponse,
 )
 
-from services.machine_store.database import Database, Row, is_away
+from services.machine_store.database import Database, Row, application_name, is_away
 from services.machine_store.queries import load
 from services.machine_store.records import (
     add_version,
@@ -42,6 +42,7 @@ from services.runtime.telemetry import log, metrics
 
 _SQL = load("log")
 _CHANNEL = "skerry_log"
+_READER = "log"
 
 CHUNK = 200
 """Most changes in one message."""
@@ -194,7 +195,8 @@ class _Watcher:
 class Log:
     """The log as this process follows it.
 
-    `own_backend` tells which server process writes for this one: it is heard at once, so its notifications wake nobody.
+    Every `tick` seconds it is polled, and quiet watches are told how far they have seen. A watch that has more than
+    `most_waiting` changes to read is cut.
     """
 
     def __init__(
@@ -202,18 +204,20 @@ class Log:
         database: Database,
         *,
         clock: Clock,
-        own_backend: Callable[[], int | None] = lambda: None,
         tick: float = 1.0,
         most_waiting: int = 10_000,
     ) -> None:
         self._database = database
         self._clock = clock
-        self._own_backend = own_backend
         self._tick = tick
         self._most_waiting = most_waiting
         self._position = -1
         self._started = asyncio.Event()
         self._wake = asyncio.Event()
+        self._read_wanted = True
+        self._others_to_wake = False
+        self._has_others = True
+        self._ticked = False
         self._watchers: set[_Watcher] = set()
         self._versions = Versions()
         self._states = asyncio.Semaphore(_STATES_AT_ONCE)
@@ -229,6 +233,9 @@ class Log:
         if changes[0].revision == self._position + 1:
             self._publish(changes)
         else:
+            self._want_read()
+        if self._has_others:
+            self._others_to_wake = True
             self._wake.set()
 
     async def run(self, caught_up: Callable[[], None]) -> None:
@@ -236,7 +243,7 @@ class Log:
         ticking = asyncio.create_task(self._tick_for_ever())
         try:
             while True:
-                connection = await self._database.connect_at_last("log")
+                connection = await self._database.connect_at_last(_READER)
                 try:
                     await self._follow(connection, caught_up)
                 except Exception as error:
@@ -332,11 +339,22 @@ class Log:
         return changes, changes[-1].revision if changes else position
 
     async def _follow(self, connection: asyncpg.Connection, caught_up: Callable[[], None]) -> None:
-        connection.add_termination_listener(lambda _: self._wake.set())
+        connection.add_termination_listener(lambda _: self._want_read())
         await connection.add_listener(_CHANNEL, self._notified)
+        # Whoever reads already learns from this that there is one more to wake.
+        self._read_wanted = self._others_to_wake = True
         while True:
             self._wake.clear()
-            await self._read_on(connection)
+            # Waking others comes after the commit, and may be missed: they poll.
+            if self._others_to_wake:
+                self._others_to_wake = False
+                await connection.execute(_SQL["wake_readers"])
+            if self._read_wanted:
+                self._read_wanted = False
+                await self._read_on(connection)
+            if self._ticked:
+                self._ticked = False
+                self._has_others = await connection.fetchval(_SQL["has_other_readers"], application_name(_READER))
             if not self._started.is_set():
                 self._started.set()
                 caught_up()
@@ -377,14 +395,20 @@ class Log:
         for watcher in self._watchers:
             watcher.offer(changes)
 
-    def _notified(self, _: object, backend: int, __: str, payload: object) -> None:
-        if backend != self._own_backend():
-            self._wake.set()
+    def _notified(self, connection: Any, backend: int, _: str, __: object) -> None:
+        if backend != connection.get_server_pid():
+            self._has_others = True
+            self._want_read()
+
+    def _want_read(self) -> None:
+        self._read_wanted = True
+        self._wake.set()
 
     async def _tick_for_ever(self) -> None:
         while True:
             await self._clock.sleep(self._tick)
-            self._wake.set()
+            self._ticked = True
+            self._want_read()
             for watcher in self._watchers:
                 watcher.tick()
 

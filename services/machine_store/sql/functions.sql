@@ -347,9 +347,9 @@ BEGIN
         RETURN NEXT o;
     END LOOP;
 
+    -- Readers are woken afterwards (see log.sql): a notification would make every commit half as long again.
     IF head <> first THEN
         UPDATE counter SET revision = head;
-        PERFORM pg_notify('skerry_log', head::text);
     END IF;
 END
 $$

@@ -12,6 +12,17 @@ FROM counter c LEFT JOIN LATERAL (
 ) l ON true
 ORDER BY l.revision
 
+-- name: wake_readers
+-- Wake the readers of the log in other processes.
+SELECT pg_notify('skerry_log', '')
+
+-- name: has_other_readers
+-- Whether other processes read the log. $1 the application name of those that do.
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE application_name = $1 AND datname = current_database() AND pid <> pg_backend_pid()
+)
+
 -- name: get_versions
 -- Config, spec and parts of some versions. $1 machine ids and $2 instance ids, in pairs.
 SELECT v.instance_id, v.config, v.spec, v.parts

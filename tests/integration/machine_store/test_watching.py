@@ -340,8 +340,8 @@ async def test_a_watch_outlives_the_loss_of_the_log_s_connection(store: Store, d
     async with watching(store) as watcher, connection_to(dsn) as connection:
         for seed in range(3):
             await connection.fetch(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%skerry_log%' AND pid <> $1",
-                connection.get_server_pid(),
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'skerry-machine-store/log' AND datname = current_database()"
             )
             async with running_store(dsn, seed=100 + seed) as other:
                 machine = await other.create()

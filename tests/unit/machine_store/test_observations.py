@@ -98,7 +98,8 @@ def test_a_report_becomes_steps_that_follow_one_another() -> None:
 def test_observations_without_effect_only_let_the_journal_advance() -> None:
     unit = planned(0, [start(1, "gone"), start(2), start(3, "m2"), start(4, "gone")], machine(), machine("m2", "w2"))
     assert [(s.machine_id, s.previous_sequence, s.sequence) for s in unit.steps] == [("m1", 0, 2), (None, 2, 4)]
-    assert unit.records[1] is unit.events[1] is None
+    assert unit.records[1] is None
+    assert unit.events[1] is None
 
 
 def test_planning_leaves_the_machines_that_were_read_as_they_are() -> None:
