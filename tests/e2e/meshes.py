@@ -83,7 +83,9 @@ class RunningMesh:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             code = subprocess.run(
                 [sys.executable, "-m", "services.cli.main", *arguments],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
                 timeout=COMMAND_SECONDS,
                 env={**os.environ, **state},
                 check=False,

@@ -20,11 +20,20 @@ APP = "e2e"
 MACHINES = f"/apps/{APP}/machines"
 
 
-@pytest.fixture
-def mesh() -> Iterator[RunningMesh]:
+@pytest.fixture(scope="module")
+def started() -> Iterator[RunningMesh]:
     with RunningMesh() as running:
-        running.ok("POST", "/apps", {"name": APP})
         yield running
+
+
+@pytest.fixture
+def mesh(started: RunningMesh) -> RunningMesh:
+    """A region that runs, with an app without machines."""
+    started.up()
+    if started.request("GET", f"/apps/{APP}").is_success:
+        started.ok("DELETE", f"/apps/{APP}")
+    started.ok("POST", "/apps", {"name": APP})
+    return started
 
 
 def free_port() -> int:
@@ -144,7 +153,7 @@ async def test_everyday_commands_do_what_the_api_does(mesh: RunningMesh, tmp_pat
     where = ("--dir", str(mesh.directory))
 
     def json_of(*arguments: str) -> Any:
-        return json.loads(mesh.skerry(*arguments, *where, "--json").stdout)
+        return json.loads(mesh.skerry(*arguments[:2], *where, "--json", *arguments[2:]).stdout)
 
     assert json_of("apps", "create", "shop")["name"] == "shop"
     assert {app["name"] for app in json_of("apps", "list")["apps"]} == {APP, "shop"}
@@ -152,7 +161,7 @@ async def test_everyday_commands_do_what_the_api_does(mesh: RunningMesh, tmp_pat
     file.write_text(json.dumps({"name": "one", "config": SLEEPER}))
     one = json_of("machines", "create", "shop", "--file", str(file))
     assert (one["name"], one["state"]) == ("one", "started")
-    two = json_of("machines", "create", "shop", "--image", "busybox", "--skip-launch", *where, "--", "/bin/sleep", "60")
+    two = json_of("machines", "create", "shop", "--image", "busybox", "--skip-launch", "--", "/bin/sleep", "60")
     assert two["state"] == "created"
     assert [machine["id"] for machine in json_of("machines", "list", "shop")] == [one["id"], two["id"]]
     assert json_of("machines", "start", "shop", two["id"])["previous_state"] == "created"
