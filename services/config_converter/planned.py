@@ -90,6 +90,12 @@ def faults_of(
     return faults
 
 
+def all_local(parts: Sequence[Part]) -> Plan:
+    """A plan of no epoch that has every part converted by the region, with its newest version."""
+    entries = [PartPlan(part=part.name, mode=PART_MODE_LOCAL, local_version=part.version) for part in parts]
+    return Plan(parts=entries)
+
+
 class Recipe:
     """What an instance does under one plan, worked out once."""
 
@@ -177,12 +183,46 @@ class _CentralAnswer:
     not_served: dict[str, str] = field(default_factory=dict)
 
 
+class Requests:
+    """Makes the requests to the centre."""
+
+    def __init__(self, parts: Sequence[Part], *, without_facts: bool = False) -> None:
+        """`without_facts` leaves out what the centre would look up in the region."""
+        self._hashes = InputHashes(parts)
+        self._without_facts = without_facts
+
+    def of(
+        self, entries: Iterable[PartPlan], config: MachineConfig, context: Context, facts: Facts
+    ) -> ConvertPartsRequest:
+        """What to ask central-sync to have these parts converted."""
+        wanted = [
+            WantedPart(
+                part=entry.part,
+                versions=entry.central_versions,
+                input_hash=self.input_hash(entry.part, config, facts),
+            )
+            for entry in entries
+        ]
+        request = ConvertPartsRequest(parts=wanted, config=config, app_name=context.app_name, region=context.region)
+        if self._without_facts:
+            request.without_facts = True
+        elif any(want.part == MOUNTS for want in wanted):
+            # A volume that is nowhere is told too: else the centre would come back and ask.
+            for volume in volumes_named(config):
+                request.volume_locations[volume] = (facts.volume_locations or {}).get(volume, "")
+        return request
+
+    def input_hash(self, part: str, config: MachineConfig, facts: Facts) -> bytes:
+        """The hash of what a conversion of the part depends on."""
+        return self._hashes.of(part, config, facts)
+
+
 class PlannedConversion:
-    """Converts under the plan that it was given last."""
+    """Converts under plans."""
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        requests: Requests,
         ask: Ask,
         observer: Observer,
         *,
@@ -191,12 +231,12 @@ class PlannedConversion:
         settings: HandoverSettings,
     ) -> None:
         """`now` gives unix seconds."""
+        self._requests = requests
         self._ask = ask
         self._observer = observer
         self._now = now
         self._random = random
         self._settings = settings
-        self._hashes = InputHashes(parts)
 
     async def convert(self, recipe: Recipe, config: MachineConfig, context: Context, facts: Facts) -> ConversionResult:
         """The spec of a configuration, each part from its owner under the recipe's plan.
@@ -252,7 +292,7 @@ class PlannedConversion:
     ) -> _CentralAnswer:
         if not recipe.asked:
             return _CentralAnswer()
-        request = self.request_for(recipe.asked, config, context, facts)
+        request = self._requests.of(recipe.asked, config, context, facts)
         try:
             response = await self._ask(request)
         except DependencyDown as error:
@@ -265,31 +305,6 @@ class PlannedConversion:
                 central.answers[answer.part] = answer
                 central.made.append(ConvertedPart(part=answer.part, owner=PART_OWNER_CENTRE, version=answer.version))
         return central
-
-    def request_for(
-        self, entries: Iterable[PartPlan], config: MachineConfig, context: Context, facts: Facts
-    ) -> ConvertPartsRequest:
-        """What to ask central-sync to have these parts converted."""
-        wanted = [
-            WantedPart(
-                part=entry.part,
-                versions=entry.central_versions,
-                input_hash=self._hashes.of(entry.part, config, facts),
-            )
-            for entry in entries
-        ]
-        request = ConvertPartsRequest(parts=wanted, config=config, app_name=context.app_name, region=context.region)
-        if self._settings.drill_no_facts:
-            request.without_facts = True
-        elif any(want.part == MOUNTS for want in wanted):
-            # A volume that is nowhere is told too: else the centre would come back and ask.
-            for volume in volumes_named(config):
-                request.volume_locations[volume] = (facts.volume_locations or {}).get(volume, "")
-        return request
-
-    def input_hash(self, part: str, config: MachineConfig, facts: Facts) -> bytes:
-        """The hash of what a conversion of the part depends on."""
-        return self._hashes.of(part, config, facts)
 
     def _observe_here(
         self, recipe: Recipe, config: MachineConfig, context: Context, facts: Facts, problems: Problems
