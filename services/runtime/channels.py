@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -437,7 +438,8 @@ class _StreamResponse(_Call):
     def __del__(self) -> None:
         # Nobody can read the rest any more. A call with one response goes on, as gRPC has it.
         if not self._raw.done():
-            self._raw.cancel()
+            with suppress(RuntimeError):  # The loop, and every call on it, may be gone already.
+                self._raw.cancel()
         super().__del__()
 
     def __aiter__(self) -> AsyncIterator[Any]:
