@@ -5,7 +5,10 @@ DIR/mesh.json        the plan: regions, processes, ports
 DIR/regions.toml     the region map that every process reads
 DIR/endpoints.json   where to find it all, for clients
 DIR/token, secret    the development token; what the services of a set show one another
+DIR/central-token, central-key, central-gateway-token
+                     what regions show the centre; the centre's key of secrets; what it shows at gateways
 DIR/<region>/        postgres/, workers/<worker>/ and <process>.log
+DIR/central/         the same for the centre
 ```
 """
 
@@ -21,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from services.cli import ports
 
@@ -31,14 +34,22 @@ CONFIG_CONVERTER = "config-converter"
 MACHINE_STORE = "machine-store"
 SCHEDULER = "scheduler"
 WORKER = "worker"
-SINGLE_SERVICES: tuple[str, ...] = (MACHINE_STORE, CONFIG_CONVERTER, SCHEDULER, GATEWAY, WORKER)
+CENTRAL_SYNC = "central-sync"
+CENTRAL = "central"
+"""The centre: a service, and where a mesh keeps it, beside the regions."""
+CENTRAL_CELL = "000"
+"""No cell of any region."""
+SINGLE_SERVICES: tuple[str, ...] = (MACHINE_STORE, CENTRAL_SYNC, CONFIG_CONVERTER, SCHEDULER, GATEWAY, WORKER)
 """What can be a process of its own beside a set, in the order in which they are best started."""
+
+CENTRAL_SECRETS = ("central-token", "central-key", "central-gateway-token")
+"""Files of DIR: what regions show the centre, its key of secrets at rest, and what it shows at gateways; hex digits."""
 
 HOST = "127.0.0.1"
 DEFAULT_WORKERS = 2
 ZONES = 2
 MOST_CELLS = 0xFFF
-_VERSION = 1
+_VERSION = 2
 _PORTS_EACH = 4
 
 _REGIONS: Mapping[str, tuple[str, float, float]] = {
@@ -95,8 +106,15 @@ class Process:
         return self.service in (SET, GATEWAY)
 
     @property
+    def is_central(self) -> bool:
+        """It is an instance of the centre, which serves HTTP at `rest` and nothing else but metrics."""
+        return self.service == CENTRAL
+
+    @property
     def served_ports(self) -> tuple[int, ...]:
         """The ports that it listens on."""
+        if self.is_central:
+            return (self.rest, self.metrics)
         doors = (self.rest, self.grpc) if self.has_gateway else ()
         inner = () if self.service == GATEWAY else (self.internal,)
         return (*doors, *inner, self.metrics)
@@ -132,13 +150,15 @@ class Mesh:
         sets: int | None = None,
         workers: int | None = None,
         otlp: str | None = None,
+        plan: str | None = None,
         apart: bool = False,
         random: Random | None = None,
     ) -> Self:
         """The mesh of DIR, made or extended as asked. What is None stays as DIR has it, or gets its default.
 
-        `regions` are added, never taken away. `apart` puts every service in a process of its own. Raises MeshError
-        when DIR was made with other numbers of sets or workers: processes and machines depend on them.
+        `regions` are added, never taken away. `apart` puts every service in a process of its own. `plan` says who
+        converts at first: "local" or "central". Raises MeshError when DIR was made with another plan or other numbers
+        of sets or workers: processes and machines depend on them.
         """
         directory = directory.absolute()
         directory.mkdir(parents=True, exist_ok=True)
@@ -147,16 +167,20 @@ class Mesh:
             mesh = cls.open(directory)
             mesh._insist("sets", sets)
             mesh._insist("workers", workers)
+            mesh._insist("plan", plan)
         else:
             document: dict[str, Any] = {
                 "version": _VERSION,
                 "wiring": "apart" if apart else "set",
                 "sets": sets,
                 "workers": DEFAULT_WORKERS if workers is None else workers,
+                "plan": plan or "local",
                 "otlp": None,
+                "central": {"cell": CENTRAL_CELL, "releases": ["1"], "ports": {}},
                 "regions": {},
             }
             mesh = cls(directory, document)
+            mesh.process(CENTRAL, CENTRAL)
             regions = regions or ["syd"]
         if otlp is not None:
             mesh._document["otlp"] = otlp
@@ -198,6 +222,31 @@ class Mesh:
         return not self.is_apart and self.sets is None
 
     @property
+    def plan(self) -> str:
+        """Who converts in a new region: "local" or "central"."""
+        return str(self._document["plan"])
+
+    @property
+    def central_releases(self) -> tuple[str, ...]:
+        """The release that each instance of the centre runs."""
+        return tuple(self._document["central"]["releases"])
+
+    def set_central_release(self, instance: int, release: str) -> None:
+        """Let the `instance`th (from 1) instance of the centre run `release` from its next start."""
+        self._document["central"]["releases"][instance - 1] = release
+        self._write()
+
+    def set_central_instances(self, count: int) -> None:
+        """Let the centre consist of `count` instances, which all run the release of the first."""
+        self._document["central"]["releases"] = [self.central_releases[0]] * count
+        self._write()
+
+    @property
+    def central_urls(self) -> tuple[str, ...]:
+        """Base URLs of the instances of the centre."""
+        return tuple(f"http://{HOST}:{process.rest}" for process in self.processes(CENTRAL))
+
+    @property
     def token(self) -> str:
         """The development token, which may do everything."""
         return (self.directory / "token").read_text().strip()
@@ -206,6 +255,10 @@ class Mesh:
     def secret(self) -> str:
         """What services of the mesh show one another."""
         return (self.directory / "secret").read_text().strip()
+
+    def central_secret(self, name: str) -> str:
+        """One of CENTRAL_SECRETS."""
+        return (self.directory / name).read_text().strip()
 
     @property
     def region_map(self) -> Path:
@@ -241,7 +294,9 @@ class Mesh:
         return self.directory / process.region / f"{process.name}.log"
 
     def processes(self, region: str) -> list[Process]:
-        """The processes that `region` consists of, in the order of starting. Raises MeshError if it is unknown."""
+        """The processes that `region`, or the centre, consists of, in the order of starting. Raises MeshError."""
+        if region == CENTRAL:
+            return [self.process(CENTRAL, CENTRAL, number + 1) for number in range(len(self.central_releases))]
         return [self.process(region, service, instance) for service, instance in self._planned()]
 
     def process(self, region: str, service: str, instance: int = 1) -> Process:
@@ -270,7 +325,11 @@ class Mesh:
                 leads[region] = pids[doors[0]]
             if self.sets is not None:
                 regions[region]["sets"] = [{**_door(door), "pid": pids.get(door)} for door in doors]
-        return {"regions": regions, "token": self.token, "pids": leads}
+        centre = self.process(CENTRAL, CENTRAL)
+        if centre in pids:
+            leads[CENTRAL] = pids[centre]
+        central = {"graphql": f"{self.central_urls[0]}/graphql"}
+        return {"regions": regions, "central": central, "token": self.token, "pids": leads}
 
     def write_endpoints(self, pids: Mapping[Process, int]) -> Path:
         """Write endpoints.json, and say where it is."""
@@ -286,6 +345,8 @@ class Mesh:
             yield
 
     def _region(self, code: str) -> dict[str, Any]:
+        if code == CENTRAL:
+            return cast("dict[str, Any]", self._document[CENTRAL])
         try:
             region: dict[str, Any] = self._document["regions"][code]
         except KeyError:
@@ -293,7 +354,7 @@ class Mesh:
             raise MeshError(f"the mesh in {self.directory} has no region {code!r}; it has: {known}") from None
         return region
 
-    def _insist(self, name: str, asked: int | None) -> None:
+    def _insist(self, name: str, asked: int | str | None) -> None:
         has = self._document[name]
         if asked is not None and asked != has:
             shown = "no fixed number" if has is None else has
@@ -306,6 +367,8 @@ class Mesh:
             raise MeshError(
                 f"{code!r} cannot be a region: a code is 2 to 12 lower-case letters and digits, such as syd"
             )
+        if code == CENTRAL:
+            raise MeshError(f"{CENTRAL!r} cannot be a region: the centre is called so")
         regions = self._document["regions"]
         if code in regions:
             return
@@ -329,7 +392,8 @@ class Mesh:
         return [(SET, number) for number in range(1, (self.sets or 1) + 1)] + each
 
     def _taken(self) -> set[int]:
-        firsts = [first for region in self._document["regions"].values() for first in region["ports"].values()]
+        places = [self._document[CENTRAL], *self._document["regions"].values()]
+        firsts = [first for place in places for first in place["ports"].values()]
         return {first + step for first in firsts for step in range(_PORTS_EACH)}
 
     def _write(self) -> None:
@@ -337,7 +401,11 @@ class Mesh:
             path = self.directory / name
             if not path.exists():
                 _write_private(path, secrets.token_urlsafe(32) + "\n")
-        for region in self.regions:
+        for name in CENTRAL_SECRETS:
+            path = self.directory / name
+            if not path.exists():
+                _write_private(path, secrets.token_hex(32) + "\n")
+        for region in (CENTRAL, *self.regions):
             self.region_directory(region).mkdir(exist_ok=True)
         _write_private(self.directory / "mesh.json", json.dumps(self._document, indent=2) + "\n")
         self.region_map.write_text(self._region_map(), encoding="utf-8")

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from services.cli.mesh import Mesh, MeshError, Process
+from services.cli.mesh import CENTRAL, Mesh, MeshError, Process
 
 _MODULE = "services.cli.main"
 _PROC = Path("/proc")
 _POLL = 0.02
+_KILL_SECONDS = 10.0
 _LOG_LINES_READ = 200
 
 
@@ -35,7 +36,7 @@ def running(mesh: Mesh) -> dict[Process, int]:
     found: dict[Process, int] = {}
     for pid, arguments in _command_lines():
         key = parse(mesh.directory, arguments)
-        if key is not None and key[0] in mesh.regions:
+        if key is not None and key[0] in (CENTRAL, *mesh.regions):
             found[mesh.process(*key)] = pid
     return found
 
@@ -75,6 +76,12 @@ def end(pids: Iterable[int], *, grace: float) -> list[int]:
         _signal(pid, signal.SIGKILL)
     wait_until(lambda: not any(map(is_alive, stubborn)), grace)
     return stubborn
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes without asking, and wait until they are gone."""
+    hit = [pid for pid in pids if _signal(pid, signal.SIGKILL)]
+    wait_until(lambda: not any(map(is_alive, hit)), _KILL_SECONDS)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:

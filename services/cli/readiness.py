@@ -47,6 +47,9 @@ class Probe:
 
     def _questions(self) -> Iterator[Callable[[], bool]]:
         process = self._process
+        if process.is_central:
+            yield lambda: _is_healthy(process.rest)
+            return
         if process.service != GATEWAY:
             yield lambda: self._serves(process.internal)
         if process.has_gateway:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
 from skerry.types.v1.resources_pb2 import Resources
 
+from services.central_sync.settings import CentralSyncSettings
 from services.cli.mesh import (
+    CENTRAL,
+    CENTRAL_SYNC,
     CONFIG_CONVERTER,
     HOST,
     MACHINE_STORE,
@@ -18,8 +22,12 @@ from services.cli.mesh import (
     Mesh,
     Process,
 )
+from services.config_converter.settings import HandoverSettings
 from services.runtime.settings import Addresses, Database, Settings
 from services.worker.settings import ProcessSettings, WorkerSettings
+
+if TYPE_CHECKING:
+    from services.central.settings import CentralSettings
 
 _CPUS = 65_536
 _BYTES = 256 << 40
@@ -38,8 +46,20 @@ DECLARED_CAPACITY = Resources(
 """What a worker of a development mesh says it has, whatever this machine has."""
 
 
+_PEERS = (CONFIG_CONVERTER, MACHINE_STORE, SCHEDULER, CENTRAL_SYNC)
+
+
 class MeshSettings(Settings):
     """What a process of a mesh is told."""
+
+    plan: Literal["local", "central"] = "local"
+    """Who converts at first, in a region whose plan was never made."""
+    central_sync: CentralSyncSettings | None = None
+    """How the centre is reached."""
+    central_gateway_token: SecretStr | None = None
+    """The token that names the centre, where it calls a gateway."""
+    handover: HandoverSettings = HandoverSettings()
+    """The hand-over of conversion."""
 
     process: ProcessSettings = ProcessSettings()
     """The process driver of its workers; `[process.images]` says which command stands for an image."""
@@ -70,11 +90,35 @@ def settings_of(mesh: Mesh, process: Process) -> MeshSettings:
             internal=f"{HOST}:{process.internal}",
             metrics=f"{HOST}:{process.metrics}",
         ),
-        peers={name: mesh.addresses(region, name) for name in (CONFIG_CONVERTER, MACHINE_STORE, SCHEDULER)},
+        peers={name: mesh.addresses(region, name) for name in _PEERS},
         database=Database(directory=mesh.postgres_directory(region)),
         otlp=mesh.otlp,
+        plan=mesh.plan,
+        central_sync=CentralSyncSettings(
+            urls=tuple(f"{url}/graphql" for url in mesh.central_urls),
+            token=SecretStr(mesh.central_secret("central-token")),
+        ),
+        central_gateway_token=SecretStr(mesh.central_secret("central-gateway-token")),
     )
     return loaded.model_copy(update={"workers": _workers(mesh, region, numbers, loaded.process)})
+
+
+def central_settings_of(mesh: Mesh, process: Process) -> CentralSettings:
+    """The settings of an instance of the centre."""
+    from services.central.settings import CentralSettings
+
+    doors = {code: mesh.endpoints({})["regions"][code]["rest"] for code in mesh.regions}
+    return CentralSettings(
+        listen=f"{HOST}:{process.rest}",
+        postgres_dir=mesh.postgres_directory(CENTRAL),
+        token=SecretStr(mesh.central_secret("central-token")),
+        secret_key=SecretStr(mesh.central_secret("central-key")),
+        region_map=mesh.region_map,
+        gateways=doors,
+        gateway_token=SecretStr(mesh.central_secret("central-gateway-token")),
+        release=mesh.central_releases[process.instance - 1],
+        faults=True,
+    )
 
 
 def workers_of(mesh: Mesh, region: str) -> tuple[WorkerSettings, ...]:

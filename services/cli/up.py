@@ -8,19 +8,21 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from services.cli import ports, processes
 from services.cli.console import Directory, progress, reports_errors, say
-from services.cli.mesh import Mesh, MeshError, Process, default_directory, remember
+from services.cli.mesh import CENTRAL, Mesh, MeshError, Process, default_directory, remember
 
 READY_SECONDS = 60.0
 _PORT_SECONDS = 10.0
 STOP_SECONDS = 15.0
 MACHINE_STOP_SECONDS = 15.0
 _POLL = 0.02
+
+Plan = Literal["local", "central"]
 
 
 @reports_errors
@@ -35,12 +37,15 @@ def up(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Workers a region (default 2).")] = None,
     otlp: Annotated[str | None, typer.Option(help="Export traces to this OTLP endpoint.")] = None,
+    plan: Annotated[
+        Plan | None, typer.Option(help="Who converts in a new mesh, the regions (default) or the centre.")
+    ] = None,
 ) -> None:
-    """Start regions on this machine, or what of them is not running, and say what to try next."""
+    """Start a centre and regions on this machine, or what of them is not running, and say what to try next."""
     began = time.monotonic()
     where = (directory or default_directory()).absolute()
     codes = None if regions is None else [code.strip() for code in regions.split(",") if code.strip()]
-    mesh = Mesh.prepare(where, regions=codes, sets=sets, workers=workers, otlp=otlp)
+    mesh = Mesh.prepare(where, regions=codes, sets=sets, workers=workers, otlp=otlp, plan=plan)
     with mesh.exclusively():
         started = start(mesh, codes or mesh.regions)
     remember(where)
@@ -59,18 +64,19 @@ def down(directory: Directory = None) -> None:
 
 
 def start(mesh: Mesh, regions: Sequence[str], *, ready_seconds: float = READY_SECONDS) -> list[Process]:
-    """Start the planned processes of `regions` that do not run, wait until all serve and every worker can be placed on,
-    and write endpoints.json. Returns those that were started.
+    """Start the planned processes of the centre and of `regions` that do not run, wait until all serve and every worker
+    can be placed on, and write endpoints.json. Returns those that were started.
 
     Raises MeshError, with the last words of the one that ended, or naming what is not ready after `ready_seconds`.
     """
     alive = processes.running(mesh)
-    absent = processes.missing(mesh, regions, alive)
+    places = [CENTRAL, *regions]
+    absent = processes.missing(mesh, places, alive)
     with progress("starting"):
         _await_ports(absent)
         for process in absent:
             alive[process] = processes.spawn(mesh, process)
-    planned = [process for region in regions for process in mesh.processes(region)]
+    planned = [process for place in places for process in mesh.processes(place)]
     with progress("waiting for the services to be ready") as tell:
         _await_ready(mesh, planned, alive, tell, ready_seconds)
     mesh.write_endpoints(alive)
@@ -136,6 +142,7 @@ def _what_next(mesh: Mesh, regions: Sequence[str], started: int, seconds: float)
         [
             f"{headline}; the mesh is in {mesh.directory}",
             *doors,
+            f"  the centre: {endpoints['central']['graphql']}",
             "",
             "Try:",
             f"  export TOKEN=$(cat {mesh.directory}/token) API={rest}/v1",
@@ -185,11 +192,14 @@ def stop(mesh: Mesh) -> None:
     with progress("stopping") as tell:
         processes.end(processes.running(mesh).values(), grace=STOP_SECONDS)
         tell("stopping machines")
-        for region in mesh.regions:
-            for work in (wiring.stop_machines(mesh, region, MACHINE_STOP_SECONDS), wiring.stop_postgres(mesh, region)):
+        for place in (*mesh.regions, CENTRAL):
+            work = [wiring.stop_postgres(mesh, place)]
+            if place != CENTRAL:
+                work.insert(0, wiring.stop_machines(mesh, place, MACHINE_STOP_SECONDS))
+            for each in work:
                 try:
-                    asyncio.run(work)
+                    asyncio.run(each)
                 except (OSError, SkerryError, MeshError) as error:
-                    failures.append(f"{region}: {error}")
+                    failures.append(f"{place}: {error}")
     if failures:
         raise MeshError("; ".join(failures))

@@ -15,8 +15,19 @@ from typing import Any
 import grpc
 import uvloop
 
-from services.cli.mesh import CONFIG_CONVERTER, GATEWAY, MACHINE_STORE, SCHEDULER, SET, WORKER, Mesh, MeshError, Process
-from services.cli.settings import MeshSettings, settings_of, workers_of
+from services.cli.mesh import (
+    CONFIG_CONVERTER,
+    GATEWAY,
+    HOST,
+    MACHINE_STORE,
+    SCHEDULER,
+    SET,
+    WORKER,
+    Mesh,
+    MeshError,
+    Process,
+)
+from services.cli.settings import MeshSettings, central_settings_of, settings_of, workers_of
 from services.runtime import telemetry
 from services.runtime.channels import connect, local
 from services.runtime.clock import SystemClock
@@ -40,6 +51,8 @@ def run(mesh: Mesh, process: Process) -> None:
 
 async def _serve(mesh: Mesh, process: Process) -> int:
     try:
+        if process.is_central:
+            return await _serve_central(mesh, process)
         settings = settings_of(mesh, process)
         telemetry.setup(process.service, process.region, otlp=settings.otlp, log_level=settings.log_level)
         names = [*SERVICES_OF_A_SET] if process.service == SET else [process.service]
@@ -51,6 +64,13 @@ async def _serve(mesh: Mesh, process: Process) -> int:
     except Exception as error:
         log.error("process_failed", error=f"{type(error).__name__}: {error}", exc_info=error)
     return 1
+
+
+async def _serve_central(mesh: Mesh, process: Process) -> int:
+    from services.central.service import CentralService
+
+    centre = CentralService(central_settings_of(mesh, process), clock=SystemClock())
+    return await run_process([centre], servers=[], metrics=f"{HOST}:{process.metrics}")
 
 
 class Composition:
