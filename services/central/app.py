@@ -47,7 +47,14 @@ _REQUESTS = Counter(
 _SECONDS = Histogram(
     "skerry_central_request_seconds", "How long GraphQL requests to the centre take.", registry=metrics
 )
-_DATABASE_DOWN = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError)
+_DATABASE_DOWN = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,
+)
 
 Answer = dict[str, Any]
 
@@ -116,6 +123,8 @@ class CentralApp:
         except TimeoutError:
             log.warning("central_request_timeout", seconds=self._timeout)
             return 200, _failed(f"not done within {self._timeout:g} s", TIMEOUT)
+        except Exception as error:
+            return 200, {"data": None, "errors": [_fault(error)]}
 
     async def _execute(self, document: Mapping[str, Any]) -> Answer:
         query, variables = document.get("query"), document.get("variables") or {}
@@ -227,20 +236,22 @@ def _shown(error: GraphQLError) -> Answer:
         shown = _one(cause.message, cause.code, cause.extensions)
     elif cause is None or (isinstance(cause, GraphQLError | ValueError) and not error.path):
         shown = _one(error.message, BAD_REQUEST)
+    elif isinstance(cause, TimeoutError):  # Which is an OSError too.
+        log.error("central_database_slow", reason=str(cause))
+        shown = _one("the centre's database does not answer in time; try again", TIMEOUT)
     elif isinstance(cause, _DATABASE_DOWN):
         log.error("central_database_down", reason=str(cause))
         shown = _one("the centre's database is away; try again", UNAVAILABLE)
-    elif isinstance(cause, TimeoutError):
-        log.error("central_database_slow", reason=str(cause))
-        shown = _one("the centre's database does not answer in time; try again", TIMEOUT)
     else:
-        log.error("central_fault", exc_info=cause)
-        shown = _one(
-            f"something went wrong in the centre; its log says what, under trace {current_trace_id()}", INTERNAL
-        )
+        shown = _fault(cause)
     if error.path:
         shown["path"] = error.path
     return shown
+
+
+def _fault(cause: BaseException) -> Answer:
+    log.error("central_fault", exc_info=cause)
+    return _one(f"something went wrong in the centre; its log says what, under trace {current_trace_id()}", INTERNAL)
 
 
 def _one(message: str, code: str, extensions: Mapping[str, Any] | None = None) -> Answer:

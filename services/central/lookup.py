@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from services.central.errors import Cycle, RegionRefused, RegionUnreachable
-from services.runtime.telemetry import baggage_header, current_traceparent, log, traceparent_of, tracer
+from services.runtime.telemetry import current_baggage, current_traceparent, log, traceparent_of, tracer
 
 DEPENDENCY_CYCLE = 508
 
@@ -50,7 +50,7 @@ class GatewayLookup:
         headers = {"authorization": f"Bearer {self._token}"}
         if sent := traceparent_of(span) if span else current_traceparent():
             headers["traceparent"] = sent
-        if self._pass_baggage_on and (baggage := baggage_header()):
+        if self._pass_baggage_on and (baggage := current_baggage()):
             headers["baggage"] = baggage
         try:
             answer = await self._http.get(f"{base}/v1/apps/{quote(app_name, safe='')}/machines", headers=headers)

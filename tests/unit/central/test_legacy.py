@@ -27,7 +27,7 @@ def quirks_of(part: str) -> list[Json]:
 
 # What quirks do to values that have their edges: a configuration without those edges is one that both convert alike.
 def without_edges(config: Json) -> Json:
-    plain = json.loads(json.dumps(config))
+    plain: Json = json.loads(json.dumps(config))
     if isinstance(plain.get("image"), str):
         host, slash, rest = plain["image"].partition("/")
         plain["image"] = host.lower() + slash + rest if slash else plain["image"]
@@ -95,7 +95,7 @@ IMAGES = st.builds(
     st.sampled_from(["", ":latest", ":1.27-alpine"]),
     DIGESTS.map(lambda digest: f"@{digest}") | st.just(""),
 )
-HTTP_CHECKS = {
+HTTP_CHECKS: dict[str, Any] = {
     "interval": DURATIONS,
     "timeout": DURATIONS,
     "grace_period": DURATIONS | st.just("0s"),
@@ -171,7 +171,7 @@ FILES = st.lists(
 COMMANDS = st.lists(TEXT, min_size=1, max_size=3)
 RESTARTS = objects(policy=st.sampled_from(["no", "always", "on-failure", ""]), max_retries=st.integers(0, 20))
 STOPS = objects(timeout=DURATIONS | st.just("0s"), signal=st.sampled_from(["SIGTERM", "SIGQUIT", ""]))
-PROCESSES = {
+PROCESSES: dict[str, Any] = {
     "exec": COMMANDS,
     "entrypoint": COMMANDS,
     "cmd": COMMANDS,
