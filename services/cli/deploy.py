@@ -105,6 +105,12 @@ class Deploy:
         self._allow({part: versions for part, versions in after.items() if versions})
         return True
 
+    def replace_all(self, pause: Callable[[], None] = lambda: None) -> None:
+        """Replace one instance after the other, asking nobody and watching nothing; `pause` comes after each."""
+        for process in self._mesh.processes(CENTRAL):
+            self._replace(process, self._release)
+            pause()
+
     def _asked_of_a_candidate(self) -> dict[str, list[int]]:
         """What the release converts, asked of an instance that serves nobody."""
         from services.central import releases
@@ -124,10 +130,10 @@ class Deploy:
         return statuses(self._mesh, list(self._mesh.regions))
 
     def _everywhere(self, rpc: str, request: Any) -> dict[str, inside.Refusal]:
-        from services.cli.handover import _stub
+        from services.cli.handover import stub
 
         async def work(channel: grpc.aio.Channel) -> None:
-            await getattr(_stub(channel), rpc)(request, timeout=_CALL_SECONDS)
+            await getattr(stub(channel), rpc)(request, timeout=_CALL_SECONDS)
 
         answers = inside.ask_all(self._mesh, list(self._mesh.regions), work)
         return {region: answer for region, answer in answers.items() if isinstance(answer, inside.Refusal)}

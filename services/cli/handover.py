@@ -35,7 +35,8 @@ Regions = Annotated[str | None, typer.Option(help="Regions, separated by commas 
 _STATUS_COLUMNS = ("REGION", "PART", "MODE", "VERSION", "SEALED", "COMPARED", "DIFFERENT", "SINCE")
 
 
-def _stub(channel: grpc.aio.Channel) -> Any:
+def stub(channel: grpc.aio.Channel) -> Any:
+    """The hand-over of the region that `channel` leads to."""
     from skerry.handover.v1.handover_pb2_grpc import HandoverStub
 
     return HandoverStub(channel)
@@ -54,7 +55,7 @@ def statuses(mesh: Mesh, regions: list[str]) -> dict[str, handover_pb2.GetStatus
     from skerry.handover.v1 import handover_pb2
 
     async def status(channel: grpc.aio.Channel) -> handover_pb2.GetStatusResponse:
-        answer: handover_pb2.GetStatusResponse = await _stub(channel).GetStatus(
+        answer: handover_pb2.GetStatusResponse = await stub(channel).GetStatus(
             handover_pb2.GetStatusRequest(), timeout=CALL_SECONDS
         )
         return answer
@@ -116,7 +117,7 @@ def promote(
     request = handover_pb2.PromoteRequest(part=part, min_compared=min_compared, version=version, who=inside.operator())
 
     async def work(channel: grpc.aio.Channel) -> plan_pb2.PlanChange:
-        return (await _stub(channel).Promote(request, timeout=PROMOTE_SECONDS)).change  # type: ignore[no-any-return]
+        return (await stub(channel).Promote(request, timeout=PROMOTE_SECONDS)).change  # type: ignore[no-any-return]
 
     _change_everywhere(directory, regions, work, as_json)
 
@@ -136,7 +137,7 @@ def revert(
     request = handover_pb2.RevertRequest(part=part, who=inside.operator(), why=why)
 
     async def work(channel: grpc.aio.Channel) -> plan_pb2.PlanChange:
-        return (await _stub(channel).Revert(request, timeout=CALL_SECONDS)).change  # type: ignore[no-any-return]
+        return (await stub(channel).Revert(request, timeout=CALL_SECONDS)).change  # type: ignore[no-any-return]
 
     _change_everywhere(directory, regions, work, as_json)
 
@@ -167,7 +168,7 @@ def unseal(part: Part, regions: Regions = None, directory: Directory = None) -> 
     request = handover_pb2.UnsealRequest(parts=[part], who=inside.operator())
 
     async def work(channel: grpc.aio.Channel) -> None:
-        await _stub(channel).Unseal(request, timeout=CALL_SECONDS)
+        await stub(channel).Unseal(request, timeout=CALL_SECONDS)
 
     mesh = inside.mesh_of(directory)
     answers = inside.ask_all(mesh, inside.regions_of(mesh, regions), work)
@@ -192,7 +193,7 @@ def diff(
     request = handover_pb2.ListDifferencesRequest(part=part, limit=limit)
 
     async def work(channel: grpc.aio.Channel) -> list[plan_pb2.Difference]:
-        return list((await _stub(channel).ListDifferences(request, timeout=CALL_SECONDS)).differences)
+        return list((await stub(channel).ListDifferences(request, timeout=CALL_SECONDS)).differences)
 
     mesh = inside.mesh_of(directory)
     rows: list[dict[str, Any]] = []
@@ -232,7 +233,7 @@ def backtest(
                 changed: list[Any] = []
                 answer = handover_pb2.BacktestResponse()
                 request = handover_pb2.BacktestRequest(part=part, version=version)
-                async for answer in _stub(channel).Backtest(request, timeout=PROMOTE_SECONDS):
+                async for answer in stub(channel).Backtest(request, timeout=PROMOTE_SECONDS):
                     changed += [MessageToDict(each, preserving_proto_field_name=True) for each in answer.changed]
                     tell(f"{region}: {answer.converted} of {answer.total} converted, {answer.changed_total} changed")
                 return {"region": region, "converted": answer.converted, "changed": changed}

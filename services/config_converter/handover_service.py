@@ -70,7 +70,12 @@ class HandoverService(HandoverServicer):
             plan=situation.plan,
             evidence=[evidence_for(entry, situation.evidence) for entry in situation.plan.parts],
             instances=[
-                api.ConverterInstance(name=c.name, serves=c.serves, applied_epoch=c.applied_epoch)
+                api.ConverterInstance(
+                    name=c.name,
+                    serves=c.serves,
+                    applied_epoch=c.applied_epoch,
+                    unserved_conversions=c.unserved_conversions,
+                )
                 for c in converters.converters
             ],
         )

@@ -38,7 +38,7 @@ from services.config_converter.planned import PlannedConversion, Recipe, Request
 from services.config_converter.settings import HandoverSettings
 from services.runtime.channels import local
 from services.runtime.clock import Clock, SystemClock
-from services.runtime.errors import DependencyDown, SkerryError
+from services.runtime.errors import DependencyDown, PartUnserved, SkerryError
 from services.runtime.following import follow
 from services.runtime.registry import Registry
 from services.runtime.tasks import run_forever
@@ -106,6 +106,7 @@ class ConfigConverterService(ConfigConverterServicer):
         self._recipe: Recipe | None = None
         self._catalog = Catalog(self._use)
         self._away_since: float | None = None
+        self._unserved = 0
         if self._alone:
             self._recipe = Recipe(all_local(self._parts), self._parts, self._settings, self._instance)
         self._caught_up = asyncio.Event()
@@ -172,7 +173,11 @@ class ConfigConverterService(ConfigConverterServicer):
             request.app_name, request.region or self._region, request.field_prefix or DEFAULT_PREFIX, request.machine_id
         )
         facts = await self._facts_of(request.app_name)
-        return ConvertResponse(result=await self._conversion.convert(recipe, request.config, whose, facts))
+        try:
+            return ConvertResponse(result=await self._conversion.convert(recipe, request.config, whose, facts))
+        except PartUnserved:
+            self._unserved += 1
+            raise
 
     def _use(self, plan: Plan) -> None:
         recipe = Recipe(plan, self._parts, self._settings, self._instance)
@@ -258,6 +263,7 @@ class ConfigConverterService(ConfigConverterServicer):
             serves=[served(part.name, version) for part in self._parts for version in sorted(part.converters)],
             applied_epoch=self._catalog.epoch,
             lease=length,
+            unserved_conversions=self._unserved,
         )
         await self._plans.RegisterConverter(request, timeout=timeout)
 
