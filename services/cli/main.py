@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import apps, bench, central, drill, handover, machines, region, run, up
+from services.cli import apps, bench, catalog, central, drill, handover, machines, region, run, up
 from services.cli.console import say
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(apps.app, name="apps")
 app.add_typer(machines.app, name="machines")
 app.add_typer(handover.app, name="handover")
 app.add_typer(central.app, name="central")
+app.add_typer(catalog.app, name="catalog")
 app.add_typer(region.app, name="region")
 app.add_typer(drill.app, name="drill")
 app.add_typer(bench.app, name="bench")
