@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from skerry.store.v1.store_pb2 import AppRecord, CreateAppRequest, GetAppResponse
 
 from services.machine_store.database import Database, Row
+from services.machine_store.events import Events
 from services.machine_store.queries import load
-from services.machine_store.records import EventIds, app_record, check_text, moment, storable
-from services.runtime.clock import Clock
+from services.machine_store.records import app_record, check_text, storable
 from services.runtime.errors import InvalidConfig, NameTaken, NotFound, Violation
 
 _SQL = load("catalog")
@@ -18,10 +18,9 @@ _SQL = load("catalog")
 class Catalog:
     """The region's apps."""
 
-    def __init__(self, database: Database, *, clock: Clock, ids: EventIds) -> None:
+    def __init__(self, database: Database, *, events: Events) -> None:
         self._database = database
-        self._clock = clock
-        self._ids = ids
+        self._events = events
 
     async def create(self, request: CreateAppRequest) -> AppRecord:
         """Put an app into the catalog; the same app again changes nothing.
@@ -47,7 +46,7 @@ class Catalog:
             request.network,
             request.app_role,
             request.home_cell,
-            moment(self._clock.now()),
+            self._events.now(),
         )
         row = await self._database.fetchrow(_SQL["get_app_by_id"], request.app_id)
         if outcome == "name_taken" or row is None:
@@ -71,7 +70,7 @@ class Catalog:
         check_text(source=source)
         app = (await self.get(name)).app
         machines: int | None = await self._database.fetchval(
-            _SQL["delete_app"], app.id, self._ids.prefix(), source, moment(self._clock.now())
+            _SQL["delete_app"], app.id, self._events.new_prefix(), source, self._events.now()
         )
         if machines is None:
             raise _no_app(name)

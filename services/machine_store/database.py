@@ -33,7 +33,12 @@ _AWAY = (
     asyncpg.exceptions.ReadOnlySQLTransactionError,
 )
 # What a connection says that died while it lay in the pool; connecting anew says something else.
-_DEAD = (asyncpg.exceptions.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionResetError)
+_DEAD = (
+    asyncpg.exceptions.ConnectionDoesNotExistError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionResetError,
+)
 _RETRY_AFTER = 1.0
 
 

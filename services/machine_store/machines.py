@@ -10,7 +10,6 @@ from skerry.store.v1.store_pb2 import (
     ApplyVerbRequest,
     CreateMachineRequest,
     MachineRecord,
-    Observation,
     UpdateMachineRequest,
 )
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED, MACHINE_STATE_STARTING, MachineEvent
@@ -18,24 +17,20 @@ from skerry.types.v1.spec_pb2 import MachineSpec
 
 from services.machine_store.batch import BatchWriter
 from services.machine_store.database import Database, OutcomeUnknown, Row
-from services.machine_store.observations import SOURCE, Effect, Known, plan
+from services.machine_store.events import Events
 from services.machine_store.queries import load
 from services.machine_store.records import (
-    EventIds,
     check_text,
     checked_amounts,
     details,
     events,
-    from_timestamp,
     machine_record,
-    moment,
     storable,
     timestamp,
     whole_machine_record,
 )
 from services.machine_store.steps import Create, NewMachine, Outcome, Step, Unit, step_to
 from services.machine_store.transitions import DESIRED, RUN_AGAIN, Asked, State, ask, state_name
-from services.runtime.clock import Clock
 from services.runtime.errors import (
     Conflict,
     DependencyDown,
@@ -58,7 +53,6 @@ MOST_EVENTS = 1000
 
 _EVENTS_OF_A_REPEAT = 10
 _ATTEMPTS = 20
-_STEPS = 32
 _PATIENCE = 5.0
 
 
@@ -84,11 +78,10 @@ class Changed:
 class Machines:
     """The machines of the region. Writes go through `writer`, reads are queries."""
 
-    def __init__(self, database: Database, writer: BatchWriter, *, clock: Clock, ids: EventIds) -> None:
+    def __init__(self, database: Database, writer: BatchWriter, *, events: Events) -> None:
         self._database = database
         self._writer = writer
-        self._clock = clock
-        self._ids = ids
+        self._events = events
 
     async def create(self, request: CreateMachineRequest) -> Created:
         """Create a machine on the first candidate with room.
@@ -133,7 +126,7 @@ class Machines:
             record.name = request.name or record.name
             record.cordoned = request.cordoned
             _copy_from_spec(record, request.conversion.spec)
-            event = self._event(record, Asked.UPDATE.value, request.source)
+            event = self._events.happen(record, Asked.UPDATE.value, request.source)
             event_id = event.id
             step = step_to(record, event)._replace(
                 expected_revision=expected,
@@ -147,6 +140,9 @@ class Machines:
             match await self._try(step, record, event):
                 case "done":
                     return Changed(record, [event], before, changed=True)
+                case "repeated":
+                    record = await self._basic(request.machine_id, request.app_id, patient=False)
+                    return Changed(record, (), before, changed=True)
                 case "name_taken":
                     raise _name_taken(request.name)
                 case "no_room":
@@ -177,52 +173,11 @@ class Machines:
             self._enter(record, after)
             if request.HasField("stop") and asked is not Asked.START:
                 record.stop.CopyFrom(request.stop)
-            event = self._event(record, asked.value, request.source)
+            event = self._events.happen(record, asked.value, request.source)
             event_id = event.id
             if await self._try(step_to(record, event)._replace(expected_revision=expected), record, event) == "done":
                 return Changed(record, [event], before, changed=True)
         raise _too_busy(request.machine_id)
-
-    async def report(self, worker_id: str, journal_id: str, observations: Sequence[Observation]) -> int:
-        """Let each observation of a worker take effect once; the last sequence of the journal that did.
-
-        Raises NotFound for a worker or journal that is not the registered one, Conflict for a gap in the sequence,
-        DependencyDown.
-        """
-        remaining = observations
-        last = -1
-        fruitless = 0
-        while fruitless < _ATTEMPTS:
-            chunk = remaining[:_STEPS]
-            rows = await self._database.fetch(
-                _SQL["observed_machines"],
-                storable(worker_id),
-                storable(journal_id),
-                sorted({storable(observation.machine_id) for observation in chunk}),
-                patience=_PATIENCE if fruitless else 0.0,
-            )
-            if not rows:
-                raise NotFound(f"worker {worker_id} with journal {journal_id} is not registered: register it first")
-            fruitless = fruitless + 1 if rows[0]["last_sequence"] == last else 0
-            last = int(rows[0]["last_sequence"])
-            remaining = [observation for observation in remaining if observation.sequence > last]
-            if not remaining:
-                return last
-            if chunk[-1].sequence <= last:
-                continue
-            chunk = [observation for observation in chunk if observation.sequence > last]
-            _check_sequence(worker_id, last, chunk)
-            unit = self._plan(worker_id, journal_id, last, chunk, rows)
-            try:
-                outcomes = await self._writer.submit(unit)
-            except OutcomeUnknown:
-                fruitless += 1
-                continue
-            if outcomes[-1].outcome == "done" and len(chunk) == len(remaining):
-                return chunk[-1].sequence
-        raise DependencyDown(
-            "machine-store: these machines change too often just now; repeat the report", retry_after=0.1
-        )
 
     async def get(
         self, machine_id: str, app_id: str = "", *, events: int = 0
@@ -268,8 +223,9 @@ class Machines:
     async def made_by(
         self, app_id: str, key: str, fingerprint: bytes
     ) -> tuple[MachineRecord, Sequence[MachineEvent]] | None:
-        """The machine that an idempotency key has made, whole, with its newest events; None for a new key.
+        """The machine that an idempotency key has made, whole, with its newest events.
 
+        None for a new key, and for one whose machine is forgotten.
         Raises InvalidConfig (the key), IdempotencyConflict, DependencyDown.
         """
         check_text(idempotency_key=key)
@@ -295,7 +251,7 @@ class Machines:
                 raise InvalidConfig(f"{field} is missing", violations=[Violation(field, "is missing")])
         need = checked_amounts(request.need, "need")
         config, spec, parts = _version(request)
-        at = moment(self._clock.now())
+        at = self._events.now()
         now = timestamp(at)
         state = MACHINE_STATE_STARTING if request.launch else MACHINE_STATE_CREATED
         record = MachineRecord(
@@ -314,7 +270,7 @@ class Machines:
         )
         _copy_from_spec(record, request.conversion.spec)
         event = MachineEvent(
-            id=self._ids.new(), type="launch", status=state_name(state), source=request.source, timestamp=now
+            id=self._events.new_id(), type="launch", status=state_name(state), source=request.source, timestamp=now
         )
         row = NewMachine(
             id=request.machine_id,
@@ -349,31 +305,6 @@ class Machines:
                 lost = error
         raise lost
 
-    def _plan(
-        self, worker_id: str, journal_id: str, last: int, observations: Sequence[Observation], rows: Sequence[Row]
-    ) -> Unit:
-        ended = {observation.machine_id for observation in observations if observation.WhichOneof("seen") == "exited"}
-        machines = {
-            row["id"]: Known(
-                machine_record(row),
-                auto_destroy=row["id"] in ended and MachineSpec.FromString(row["spec"]).restart.auto_destroy,
-            )
-            for row in rows
-            if row["id"] is not None
-        }
-        return plan(worker_id, journal_id, last, observations, machines, touch=self._touch, stamp=self._observed)
-
-    def _observed(self, record: MachineRecord, effect: Effect, observation: Observation) -> MachineEvent:
-        event = self._event(record, effect.event_type, SOURCE, status=effect.event_status)
-        if observation.HasField("at"):
-            event.timestamp.CopyFrom(timestamp(from_timestamp(observation.at)))
-        if effect.request is not None:
-            event.request.CopyFrom(effect.request)
-        return event
-
-    def _touch(self, record: MachineRecord) -> None:
-        record.updated_at.CopyFrom(timestamp(moment(self._clock.now())))
-
     def _enter(self, record: MachineRecord, state: State) -> None:
         """Put a machine into a state that was asked for."""
         record.state = state
@@ -382,21 +313,9 @@ class Machines:
         record.ClearField("stop")
         if state in RUN_AGAIN:
             record.generation += 1
-            record.generation_at.CopyFrom(timestamp(moment(self._clock.now())))
+            record.generation_at.CopyFrom(timestamp(self._events.now()))
             record.restart_count = 0
             del record.checks[:]
-
-    def _event(self, record: MachineRecord, kind: str, source: str, status: str | None = None) -> MachineEvent:
-        """An event of now; `record`, which it is newer than, changes now too."""
-        event_id = self._ids.new(after=from_timestamp(record.updated_at))
-        self._touch(record)
-        return MachineEvent(
-            id=event_id,
-            type=kind,
-            status=state_name(record.state) if status is None else status,
-            source=source,
-            timestamp=record.updated_at,
-        )
 
     async def _try(self, step: Step, record: MachineRecord, event: MachineEvent) -> str:
         """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
@@ -439,15 +358,6 @@ def _copy_from_spec(record: MachineRecord, spec: MachineSpec) -> None:
     record.schedule = spec.schedule.interval
     del record.standby_for[:]
     record.standby_for.extend(spec.standbys.machine_ids)
-
-
-def _check_sequence(worker_id: str, last: int, observations: Sequence[Observation]) -> None:
-    for expected, observation in enumerate(observations, last + 1):
-        if observation.sequence != expected:
-            raise Conflict(
-                f"observation {observation.sequence} of worker {worker_id} stands where {expected} is expected: "
-                "send them in order, without gaps"
-            )
 
 
 def _events(row: Row) -> Sequence[MachineEvent]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from random import Random
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +12,6 @@ from skerry.store.v1.store_pb2 import AppRecord, MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import MachineEvent, MachineRequest
 from skerry.types.v1.resources_pb2 import Resources
 
-from services.runtime.clock import Clock
 from services.runtime.errors import InvalidConfig, Violation
 from services.runtime.resources import RESOURCE_FIELDS, from_vector
 
@@ -25,7 +23,6 @@ MOST_AMOUNT = 2**60
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def moment(seconds: float) -> datetime:
@@ -179,32 +176,6 @@ def check_text(most_bytes: int = 1024, /, **fields: str) -> None:
         else:
             continue
         raise InvalidConfig(f"{field} {why}", violations=[Violation(field, why)])
-
-
-class EventIds:
-    """Makes ids of events: ULIDs, each greater than the one before and than a given moment."""
-
-    def __init__(self, clock: Clock, random: Random) -> None:
-        self._clock = clock
-        self._random = random
-        self._last = 0
-
-    def new(self, after: datetime | None = None) -> str:
-        """An id for now, or for the millisecond after `after` if that is later (another instance's clock was ahead)."""
-        milliseconds = int(self._clock.now() * 1000)
-        if after is not None:
-            milliseconds = max(milliseconds, (after - _EPOCH) // timedelta(milliseconds=1) + 1)
-        value = milliseconds << 80
-        if value <= self._last:
-            value = self._last + 1 + self._random.getrandbits(32)
-        else:
-            value |= self._random.getrandbits(79)
-        self._last = value
-        return "".join([_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5)])
-
-    def prefix(self) -> str:
-        """What, with six decimal digits, makes ids that keep the order of their numbers."""
-        return self.new()[:-6]
 
 
 def _amounts(vector: Sequence[int]) -> Resources | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias
 
@@ -14,8 +15,10 @@ from services.machine_store import schema
 from services.machine_store.batch import BatchWriter
 from services.machine_store.catalog import Catalog
 from services.machine_store.database import Database, is_away
+from services.machine_store.events import Events
 from services.machine_store.machines import Machines
-from services.machine_store.records import EventIds, timestamp
+from services.machine_store.records import timestamp
+from services.machine_store.reports import Reports
 from services.machine_store.transitions import Asked
 from services.machine_store.watch import Log
 from services.machine_store.workers import Workers, age
@@ -31,6 +34,8 @@ _VERBS = {
     pb.VERB_RESTART: Asked.RESTART,
     pb.VERB_DESTROY: Asked.DESTROY,
 }
+
+_MIGRATION_SECONDS = 600.0
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,13 +63,14 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     ) -> None:
         self.cell = cell
         self.region = region
-        ids = EventIds(clock, random)
+        events = Events(clock, random)
         self._database = Database(dsn, clock=clock, random=random, pool_size=pool_size)
         self._log = Log(self._database, clock=clock, tick=tick)
         self._writer = BatchWriter(self._database, clock=clock, heard=self._log.heard)
-        self._machines = Machines(self._database, self._writer, clock=clock, ids=ids)
+        self._machines = Machines(self._database, self._writer, events=events)
+        self._reports = Reports(self._database, self._writer, events=events)
         self._workers = Workers(self._database)
-        self._catalog = Catalog(self._database, clock=clock, ids=ids)
+        self._catalog = Catalog(self._database, events=events)
 
     def register(self, registry: Registry) -> None:
         """Add the servicer to `registry`."""
@@ -82,7 +88,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     async def _migrate(self) -> None:
         for attempt in range(10**9):
             try:
-                await schema.migrate(self._database.connect)
+                await schema.migrate(partial(self._database.connect, "migration", command_timeout=_MIGRATION_SECONDS))
                 return
             except Exception as error:
                 if not (is_away(error) or is_away(error.__cause__ or error)):
@@ -153,7 +159,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     async def ReportObservations(
         self, request: pb.ReportObservationsRequest, context: Context
     ) -> pb.ReportObservationsResponse:
-        last_sequence = await self._machines.report(request.worker_id, request.journal_id, request.observations)
+        last_sequence = await self._reports.report(request.worker_id, request.journal_id, request.observations)
         return pb.ReportObservationsResponse(last_sequence=last_sequence)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:

@@ -164,8 +164,10 @@ BEGIN
         o := none;
         o.machine_id := c.id;
         IF c.idempotency_key <> '' THEN
-            SELECT machine_id, fingerprint INTO o.machine_id, key_fingerprint
-            FROM idempotency_keys WHERE app_id = c.app_id AND key = c.idempotency_key;
+            -- A key whose machine is forgotten is as good as new.
+            SELECT k.machine_id, k.fingerprint INTO o.machine_id, key_fingerprint
+            FROM idempotency_keys k JOIN machines ON machines.id = k.machine_id
+            WHERE k.app_id = c.app_id AND k.key = c.idempotency_key;
             IF FOUND THEN
                 o.outcome := CASE WHEN key_fingerprint = c.fingerprint THEN 'repeated' ELSE 'other_request' END;
                 RETURN NEXT o;
@@ -218,7 +220,9 @@ BEGIN
         VALUES (c.id, c.event_id, 'launch', c.event_status, c.event_source, c.at);
         IF c.idempotency_key <> '' THEN
             INSERT INTO idempotency_keys (app_id, key, fingerprint, machine_id)
-            VALUES (c.app_id, c.idempotency_key, c.fingerprint, c.id);
+            VALUES (c.app_id, c.idempotency_key, c.fingerprint, c.id)
+            ON CONFLICT (app_id, key) DO UPDATE SET
+                fingerprint = excluded.fingerprint, machine_id = excluded.machine_id, created_at = excluded.created_at;
         END IF;
         INSERT INTO log (
             revision, kind, id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id,
@@ -253,6 +257,10 @@ BEGIN
                 o.outcome := 'missing';
             ELSIF m.revision <> s.expected_revision THEN
                 o.outcome := 'conflict';
+            ELSIF s.config IS NOT NULL
+                AND EXISTS (SELECT FROM versions WHERE machine_id = s.machine_id AND instance_id = s.instance_id)
+            THEN
+                o.outcome := 'repeated';
             ELSIF m.name <> s.name AND EXISTS (
                 SELECT FROM machines WHERE app_id = m.app_id AND name = s.name AND state <> 10
             ) THEN

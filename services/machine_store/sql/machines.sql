@@ -52,8 +52,9 @@ SELECT ARRAY(
 FROM machines m WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
 
 -- name: get_idempotency_key
--- What a key has made. $1 app id, $2 key.
-SELECT machine_id, fingerprint FROM idempotency_keys WHERE app_id = $1 AND key = $2
+-- What a key has made; no row for one whose machine is forgotten. $1 app id, $2 key.
+SELECT k.machine_id, k.fingerprint
+FROM idempotency_keys k JOIN machines m ON m.id = k.machine_id WHERE k.app_id = $1 AND k.key = $2
 
 -- name: observed_machines
 -- The last sequence of a worker's present journal, with each of some machines; one row without machine when there is none.

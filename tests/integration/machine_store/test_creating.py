@@ -6,6 +6,7 @@ import asyncio
 
 import asyncpg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from skerry.store.v1 import store_pb2 as pb
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED, MACHINE_STATE_STARTING
 from skerry.types.v1.resources_pb2 import Resources
@@ -212,6 +213,20 @@ async def test_a_key_that_failed_can_be_used_again(store: Store) -> None:
     with pytest.raises(NoCapacity):
         await store.create("m", key="k", workers=[])
     assert (await store.create("m", key="k")).name == "m"
+
+
+async def test_a_key_whose_machine_is_forgotten_is_as_good_as_new(store: Store) -> None:
+    gone = await store.create("m", key="k", launch=False)
+    await store.verb(gone.id, pb.VERB_DESTROY)
+    await store.report("w1", destroyed(gone))
+    term = pb.DutyTerm(duty="reconcile", term=(await store.lead()).term)
+    day = Duration(seconds=86_400)
+    assert (await store.stub.PurgeExpired(pb.PurgeExpiredRequest(term=term, key_age=day))).machines == 1
+    lookup = pb.LookupIdempotencyKeyRequest(app_id=APP, idempotency_key="k", request_fingerprint=b"f")
+    assert not (await store.stub.LookupIdempotencyKey(lookup)).HasField("machine")
+    made = await store.create("m", key="k", fingerprint=b"other")
+    lookup.request_fingerprint = b"other"
+    assert (await store.stub.LookupIdempotencyKey(lookup)).machine.id == made.id
 
 
 async def test_the_same_ids_sent_again_without_a_key_make_one_machine(store: Store) -> None:

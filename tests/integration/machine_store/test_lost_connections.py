@@ -16,14 +16,17 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from skerry.store.v1 import store_pb2 as pb
+from skerry.store.v1 import store_pb2_grpc
 
 from services.machine_store import schema
 from services.machine_store.batch import Item
 from services.machine_store.service import MachineStoreService
 from services.machine_store.steps import Outcome
+from services.runtime.channels import local
 from services.runtime.clock import SystemClock
 from services.runtime.errors import DependencyDown, SkerryError
 from services.runtime.postgres import OwnedPostgres
+from services.runtime.registry import Registry
 from services.runtime.tasks import cancel
 from tests.integration.machine_store.stores import (
     MakeDatabase,
@@ -247,12 +250,18 @@ async def _create_on(dsn: str) -> pb.MachineRecord:
 
 
 async def test_before_it_has_started_a_store_says_so() -> None:
-    store_is_down = "postgresql://nobody@/nothing?host=/nowhere"
     service = MachineStoreService(
-        lambda: store_is_down, cell="001", region="syd", clock=SystemClock(), random=Random(1)
+        lambda: "postgresql://nobody@/nothing?host=/nowhere",
+        cell="001",
+        region="syd",
+        clock=SystemClock(),
+        random=Random(1),
     )
+    registry = Registry(service="machine-store", secret="s")
+    service.register(registry)
+    channel = local(registry, caller="001/tests", callee="machine-store", secret="s")
     with pytest.raises(DependencyDown, match="starting"):
-        await service._machines.get("001aaaaaaaaaaa")
+        await store_pb2_grpc.MachineStoreStub(channel).GetMachine(pb.GetMachineRequest(machine_id="001aaaaaaaaaaa"))
 
 
 async def test_instances_that_start_at_once_migrate_once(fresh_database: MakeDatabase) -> None:

@@ -233,6 +233,8 @@ async def test_an_update_that_is_sent_again_takes_effect_once(store: Store) -> N
     first = await store.update(machine.id, instance_id="01J" + "0" * 23, current_version=machine.instance_id)
     again = await store.update(machine.id, instance_id="01J" + "0" * 23, current_version=machine.instance_id)
     assert (again.revision, again.generation) == (first.revision, first.generation)
+    later = await store.update(machine.id)
+    assert (await store.update(machine.id, instance_id=first.instance_id)).revision == later.revision
 
 
 @pytest.mark.parametrize("launch", [True, False])

@@ -12,7 +12,9 @@ from skerry.store.v1 import store_pb2 as pb
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED, MACHINE_STATE_STARTING
 from skerry.types.v1.resources_pb2 import Resources
 
+from services.machine_store.database import Database
 from services.machine_store.watch import Log
+from services.runtime.clock import SystemClock
 from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError
 from services.runtime.tasks import cancel
 from tests.integration.machine_store.stores import (
@@ -316,8 +318,9 @@ async def test_a_log_that_misses_a_notification_finds_the_same(store: Store, dsn
 
 
 async def test_a_watch_that_is_not_read_is_cut_and_can_go_on(store: Store, dsn: str) -> None:
-    database = store.service._database  # a log of its own, with little patience
-    log = Log(database, clock=store.service._machines._clock, tick=0.05, most_waiting=5)
+    database = Database(lambda: dsn, clock=SystemClock(), random=Random(1))
+    await database.open()
+    log = Log(database, clock=SystemClock(), tick=0.05, most_waiting=5)
     caught_up = asyncio.Event()
     task = asyncio.create_task(log.run(caught_up.set))
     await caught_up.wait()
@@ -334,6 +337,7 @@ async def test_a_watch_that_is_not_read_is_cut_and_can_go_on(store: Store, dsn: 
     assert [c.revision for c in response.changes] == list(range(first.revision + 1, last + 1))
     await again.aclose()
     await cancel(task)
+    database.close()
 
 
 async def test_a_watch_outlives_the_loss_of_the_log_s_connection(store: Store, dsn: str) -> None:
