@@ -21,6 +21,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from services.runtime import telemetry
 from services.runtime.errors import from_rpc_error
+from services.runtime.guard import marked_regional, path_of, stay_in_region
 from services.runtime.local_channel import MAX_MESSAGE_BYTES, LocalChannel
 from services.runtime.registry import CALLER_KEY, SECRET_KEY, Registry, remaining
 
@@ -64,16 +65,21 @@ def connect(
     callee: str,
     secret: str | None,
     default_timeout: float = DEFAULT_TIMEOUT,
+    regional: bool = False,
+    leaves_region: bool = False,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
     """A channel to the service `callee`, round robin over `addresses`.
 
     These are IP addresses with ports, one DNS name with a port (for all that it resolves to), or one "unix:/path".
-    `caller` is "cell/service". `default_timeout` (seconds) is that of calls that set none. Calls that are idempotent,
-    by their name or their proto's idempotency_level, are repeated within a retry budget while no server is reached.
+    `caller` is "place/service", what the dependency guard knows it by. `default_timeout` (seconds) is that of calls
+    that set none. Calls that are idempotent, by their name or their proto's idempotency_level, are repeated within a
+    retry budget while no server is reached. A `regional` channel marks its calls: nothing that serves them may use one
+    that `leaves_region`, which then refuses with ForbiddenDependency.
     Raises ValueError for addresses that do not go together.
     """
-    return _ClientChannel(_NetworkChannel(target_of(addresses), credentials), caller, callee, secret, default_timeout)
+    raw = _NetworkChannel(target_of(addresses), credentials)
+    return _ClientChannel(raw, caller, callee, secret, default_timeout, regional=regional, leaves_region=leaves_region)
 
 
 def local(
@@ -83,10 +89,11 @@ def local(
     callee: str,
     secret: str | None,
     default_timeout: float = DEFAULT_TIMEOUT,
+    regional: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to the servicers of `registry` in this process, without a socket; else as `connect`."""
     registries = (registry,) if isinstance(registry, Registry) else tuple(registry)
-    return _ClientChannel(LocalChannel(registries), caller, callee, secret, default_timeout)
+    return _ClientChannel(LocalChannel(registries), caller, callee, secret, default_timeout, regional=regional)
 
 
 def target_of(addresses: Sequence[str]) -> str:
@@ -199,9 +206,20 @@ class _ClientChannel(grpc.aio.Channel):
     """
 
     def __init__(
-        self, raw: grpc.aio.Channel, caller: str, callee: str, secret: str | None, default_timeout: float
+        self,
+        raw: grpc.aio.Channel,
+        caller: str,
+        callee: str,
+        secret: str | None,
+        default_timeout: float,
+        *,
+        regional: bool = False,
+        leaves_region: bool = False,
     ) -> None:
         self._raw: Any = raw
+        self.own_path = path_of(caller)
+        self.regional = regional
+        self.leaves_region = leaves_region
         self.caller = caller
         self.callee = callee
         self.default_timeout = default_timeout
@@ -285,12 +303,19 @@ class _MultiCallable:
         left = remaining()
         if left is not None and left < timeout:
             timeout = left
+        if channel.leaves_region:
+            stay_in_region(channel.caller, channel.callee)
         span = channel.tracer.call(self._method[1:], self._attributes)
         carried = channel.carried
-        if traceparent := telemetry.traceparent_of(span) if span else telemetry.current_traceparent():
+        current = telemetry.current_traceparent()
+        if traceparent := telemetry.traceparent_of(span) if span else current:
             carried = (("traceparent", traceparent), *carried)
-            if baggage := telemetry.current_baggage():
-                carried = (*carried, ("baggage", baggage))
+        # What serves a request is on its path already; a call that nobody asked for begins one.
+        baggage = telemetry.current_baggage() if current else channel.own_path
+        if channel.regional:
+            baggage = marked_regional(baggage)
+        if baggage:
+            carried = (*carried, ("baggage", baggage))
         if metadata:
             carried = (*carried, *metadata)
         raw = self._raw(request, timeout=timeout, metadata=_Carried(carried), wait_for_ready=wait_for_ready)

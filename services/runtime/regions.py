@@ -91,6 +91,11 @@ class RegionMap:
             return region
         raise NotFound(f"no region has the cell {cell!r}")
 
+    def place_of(self, cell: str) -> str:
+        """The name of `cell` in paths of calls: its region and its number there, "syd-1". Raises NotFound."""
+        region = self.region_of_cell(cell)
+        return f"{region.code}-{[each.id for each in region.cells].index(cell) + 1}"
+
 
 def _violations(regions: Sequence[Region]) -> list[Violation]:
     violations: list[Violation] = []

@@ -20,7 +20,9 @@ import grpc
 from opentelemetry.trace import Status, StatusCode
 
 from services.runtime import telemetry
+from services.runtime.edges import Counts
 from services.runtime.errors import DETAILS_KEY, Internal, SkerryError, Unauthenticated, to_status
+from services.runtime.guard import Guard
 from services.runtime.rpc_metrics import MethodMetrics
 from services.runtime.telemetry import log
 
@@ -35,7 +37,8 @@ _DO_NOT_RETRY = (("grpc-retry-pushback-ms", "-1"),)
 class ServerCall:
     """A call that is being served. `method` is its path; `metadata` what the caller sent, keys in lower case.
 
-    `caller` is "cell/service", checked by the set's secret; empty where a registry has none.
+    `caller` is "place/service", checked by the set's secret. Where a registry has none, it is empty, until an
+    interceptor that knows the caller sets it.
     """
 
     method: str
@@ -76,17 +79,23 @@ class Registry(grpc.aio.Server):
         *,
         service: str,
         secret: str | None = None,
+        place: str = "",
+        guard: bool = True,
         interceptors: Sequence[ServerInterceptor] = (),
         default_deadline: float = 60.0,
         default_stream_deadline: float = 3600.0,
     ) -> None:
         """`secret` is the set's: with one, only callers that send it are served. `interceptors` run after that check.
 
+        `place` names the cell ("syd-1"): with one, the dependency guard judges every call, after the interceptors.
+        Without `guard` it refuses nothing, and only counts.
+
         The default deadlines, in seconds, are those of calls that set none.
         """
         self.service = service
         self.secret = secret.encode() if secret is not None else None
         self.interceptors = tuple(interceptors)
+        self.guard = Guard(place, service, refuses=guard) if place else None
         self.default_deadline = default_deadline
         self.default_stream_deadline = default_stream_deadline
         self.handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -169,11 +178,14 @@ class _Chain:
         call = ServerCall(self._path, metadata, context)
         _current.set(call)
         code = grpc.StatusCode.OK
+        counts: Counts | None = None
         try:
             if self._registry.secret is not None:
                 call.caller = _authenticate(self._registry.secret, metadata)
             for interceptor in self._registry.interceptors:
                 await interceptor(call)
+            if (guard := self._registry.guard) is not None:
+                counts = guard.admit(call.caller, metadata.get("baggage", ""))
             left = context.time_remaining()
             if left is None:
                 return await self._serve_by_default_deadline(request, context)
@@ -186,6 +198,8 @@ class _Chain:
             raise
         finally:
             code = code if code is not grpc.StatusCode.OK else _code_set(context)
+            if counts is not None and code is not grpc.StatusCode.OK:
+                counts.errors += 1
             if span is not None:
                 span.set_attributes({"rpc.grpc.status_code": code.value[0], "skerry.caller": call.caller})
                 if code is not grpc.StatusCode.OK:

@@ -45,6 +45,8 @@ _traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 _baggage_header: ContextVar[str] = ContextVar("baggage", default="")
 _trace_context = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
+_OWN_BAGGAGE = "skerry."
+"""How members of the baggage begin that are read as text, and by nobody else."""
 _HIGHEST_PORTION = 1.0
 _VALID_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -150,7 +152,8 @@ class Tracer:
             _traceparent.set(header if _VALID_TRACEPARENT.fullmatch(header) else _new_traceparent())
             if header := carrier.get("baggage", ""):
                 _baggage_header.set(header)
-                otel_context.attach(_baggage.extract(carrier, Context()))
+                if "," in header or not header.startswith(_OWN_BAGGAGE):
+                    otel_context.attach(_baggage.extract(carrier, Context()))
             return None
         parent = _baggage.extract(carrier, _trace_context.extract(carrier, Context()))
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
@@ -191,8 +194,13 @@ def traceparent_of(span: Span) -> str:
 
 
 def current_baggage() -> str:
-    """The W3C baggage that the current request came with, as a header's value; empty if there is none."""
+    """The W3C baggage that the current request takes along, as a header's value; empty if there is none."""
     return _baggage_header.get()
+
+
+def carry_baggage(header: str) -> None:
+    """Let the current request take `header` along from here on, in the place of the baggage that it came with."""
+    _baggage_header.set(header)
 
 
 def _new_traceparent() -> str:
