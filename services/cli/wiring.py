@@ -38,6 +38,8 @@ from services.runtime.registry import Registry
 from services.runtime.server import Server
 from services.runtime.telemetry import log
 
+_GC_THRESHOLDS = (20_000, 50, 100)
+
 SERVICES_OF_A_SET = (MACHINE_STORE, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
 """What a set holds, and the region's workers with it where they have no processes of their own."""
 
@@ -216,9 +218,13 @@ _BUILDERS: Mapping[str, Callable[[Composition], None]] = {
 
 
 async def _settle_memory() -> None:
-    """What is there once all are ready stays: looking at it in every collection would cost latency."""
+    """What is there once all are ready stays: looking at it in every collection would cost latency.
+
+    And what comes later is seldom part of a cycle, so collections can be rarer than by default.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 async def stop_machines(mesh: Mesh, region: str, timeout: float) -> None:
