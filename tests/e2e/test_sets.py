@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from tests.e2e.meshes import SLEEPER, RunningMesh, kill_9, running_with
 from tests.support import eventually
 
 MACHINES = "/apps/sets/machines"
+
+
+def creates_through(mesh: RunningMesh, door: int) -> bool:
+    return mesh.request("POST", MACHINES, {"config": SLEEPER, "skip_launch": True}, door=door).is_success
+
+
+def lists_through(mesh: RunningMesh, door: int) -> bool:
+    return mesh.request("GET", MACHINES, door=door).is_success
 
 
 async def test_two_sets_serve_one_region_and_one_takes_over_when_the_owner_of_postgresql_is_killed() -> None:
@@ -29,16 +38,9 @@ async def test_two_sets_serve_one_region_and_one_takes_over_when_the_owner_of_po
         # Both, one after the other: one of them is the owner of PostgreSQL.
         for killed, alive in ((0, 1), (1, 0)):
             kill_9(mesh.endpoints["regions"]["syd"]["sets"][killed]["pid"])
-            await eventually(
-                lambda door=alive: (
-                    mesh.request(  # type: ignore[misc]
-                        "POST", MACHINES, {"config": SLEEPER, "skip_launch": True}, door=door
-                    ).is_success
-                ),
-                seconds=20,
-            )
+            await eventually(partial(creates_through, mesh, alive), seconds=20)
             kill_9(mesh.postmaster())
-            await eventually(lambda door=alive: mesh.request("GET", MACHINES, door=door).is_success, seconds=20)  # type: ignore[misc]
+            await eventually(partial(lists_through, mesh, alive), seconds=20)
             mesh.up()
         assert {value: len(pids) for value, pids in running_with(marker).items()} == {str(n): 1 for n in range(4)}
         states = [machine["state"] for machine in mesh.ok("GET", MACHINES)]

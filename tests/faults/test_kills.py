@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 
 import pytest
 
@@ -38,6 +39,11 @@ def kill(mesh: RunningMesh, victim: str) -> None:
     mesh.kill(next(process for process in mesh.mesh.processes("syd") if process.name == victim))
 
 
+def has_come(creators: Creators, due: int, creating: asyncio.Task[None]) -> bool:
+    """Whether `due` machines are acknowledged, or none comes any more."""
+    return len(creators.acknowledged) >= due or creating.done()
+
+
 @pytest.mark.parametrize(
     ("machines", "rounds", "pause"),
     [
@@ -58,7 +64,7 @@ async def test_machines_created_while_every_process_is_killed_in_turn_all_exist_
         try:
             for turn, victim in enumerate(order):
                 due = machines * turn // len(order)
-                await eventually(lambda due=due: len(creators.acknowledged) >= due or creating.done(), seconds=60)  # type: ignore[misc]
+                await eventually(partial(has_come, creators, due, creating), seconds=60)
                 kill(mesh, victim)
                 await asyncio.to_thread(mesh.up)
             await asyncio.wait_for(creating, 120)
