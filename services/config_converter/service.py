@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from skerry.sync.v1.sync_pb2_grpc import CentralSyncAsyncStub
 
 APP_TIMEOUT = 1.0
+LOOK_TIMEOUT = 0.5
 _GIVE_UP_SECONDS = 0.5
 
 TellHealth = Callable[[str, bool], Awaitable[None]]
@@ -111,6 +112,7 @@ class ConfigConverterService(ConfigConverterServicer):
             self._recipe = Recipe(all_local(self._parts), self._parts, self._settings, self._instance)
         self._caught_up = asyncio.Event()
         self._moved = asyncio.Event()
+        self._looking: asyncio.Future[None] | None = None
         self._told: dict[str, bool] = {}
         ledger = Ledger(self._plans)
         requests = Requests(self._parts, without_facts=self._settings.drill_no_facts)
@@ -201,6 +203,23 @@ class ConfigConverterService(ConfigConverterServicer):
                 retry_after=1.0,
             )
         return self._recipe
+
+    async def _newer_than(self, recipe: Recipe) -> Recipe | None:
+        """The recipe of the plan as the store has it, if that is a newer one: the view here may be a moment old."""
+        if self._alone:
+            return None
+        # One look serves all that were refused meanwhile.
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+        await asyncio.shield(self._looking)
+        present = self._recipe
+        return present if present is not None and present.epoch > recipe.epoch else None
+
+    async def _look(self) -> None:
+        try:
+            self._catalog.use(await self._ledger.plan(timeout=LOOK_TIMEOUT))
+        except SkerryError as error:
+            log.info("plan_cannot_be_read", why=error.message)
 
     async def _facts_of(self, app_name: str) -> Facts:
         """What the conversion depends on. The store is asked once for an app that is not here: it may be new."""

@@ -125,7 +125,9 @@ def test_a_minimal_configuration_has_every_part_once_and_says_who_made_it() -> N
 
 
 def test_a_result_says_the_version_of_each_converter() -> None:
-    parts = tuple(replace(part, converters={1: part.convert, 2: part.convert}) if part.name == "env" else part for part in PARTS)
+    parts = tuple(
+        replace(part, converters={1: part.convert, 2: part.convert}) if part.name == "env" else part for part in PARTS
+    )
     versions = {part.part: part.version for part in convert(config_of(MINIMAL), parts=parts).parts}
     assert versions["env"] == 2
     assert versions["image"] == 1
