@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from services.cli.mesh import GATEWAY, SET, WORKER, Mesh, MeshError, default_directory, remember
+from services.cli.mesh import CENTRAL, GATEWAY, SET, WORKER, Mesh, MeshError, default_directory, remember
 from services.cli.ports import ephemeral_start
 from services.runtime.regions import RegionMap
 
@@ -53,7 +53,8 @@ def test_with_sets_the_workers_are_processes_of_their_own(tmp_path: Path) -> Non
 def test_apart_every_service_has_one_process(tmp_path: Path) -> None:
     mesh = Mesh.prepare(tmp_path, apart=True, workers=2)
     names = [process.name for process in mesh.processes("syd")]
-    assert names == ["machine-store-1", "config-converter-1", "scheduler-1", "gateway-1", "worker-1", "worker-2"]
+    services = ["machine-store-1", "central-sync-1", "config-converter-1", "scheduler-1", "gateway-1"]
+    assert names == [*services, "worker-1", "worker-2"]
     assert len(mesh.addresses("syd", "scheduler")) == 1
     assert len(mesh.addresses("syd", WORKER)) == 2
 
@@ -100,8 +101,8 @@ def test_an_extra_process_gets_ports_that_stay_its_own(tmp_path: Path) -> None:
 
 def test_endpoints_name_the_doors_of_each_region_and_the_pids_that_run(tmp_path: Path) -> None:
     mesh = Mesh.prepare(tmp_path, regions=["syd", "iad"])
-    [process] = mesh.processes("syd")
-    document = json.loads(mesh.write_endpoints({process: 42}).read_text())
+    [process], [centre] = mesh.processes("syd"), mesh.processes(CENTRAL)
+    document = json.loads(mesh.write_endpoints({process: 42, centre: 43}).read_text())
     assert document == {
         "regions": {
             region: {
@@ -110,9 +111,29 @@ def test_endpoints_name_the_doors_of_each_region_and_the_pids_that_run(tmp_path:
             }
             for region in ("syd", "iad")
         },
+        "central": {"graphql": f"http://127.0.0.1:{centre.rest}/graphql"},
         "token": mesh.token,
-        "pids": {"syd": 42},
+        "pids": {"syd": 42, "central": 43},
     }
+
+
+def test_an_instance_of_the_centre_is_no_region(tmp_path: Path) -> None:
+    with pytest.raises(MeshError, match="cannot be a region"):
+        Mesh.prepare(tmp_path, regions=[CENTRAL])
+
+
+def test_instances_of_the_centre_each_have_a_release_and_a_url_of_their_own(tmp_path: Path) -> None:
+    mesh = Mesh.prepare(tmp_path)
+    mesh.set_central_instances(2)
+    mesh.set_central_release(2, "2")
+    assert Mesh.open(tmp_path).central_releases == ("1", "2")
+    assert len(set(mesh.central_urls)) == 2
+
+
+def test_the_plan_of_a_mesh_cannot_be_asked_for_again_otherwise(tmp_path: Path) -> None:
+    assert Mesh.prepare(tmp_path).plan == "local"
+    with pytest.raises(MeshError, match="--plan local"):
+        Mesh.prepare(tmp_path, plan="central")
 
 
 def test_endpoints_with_sets_name_each_of_them(tmp_path: Path) -> None:
