@@ -7,20 +7,24 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from skerry.machines.v1 import machines_pb2 as api
+from skerry.store.v1 import catalog_pb2
 from skerry.store.v1 import store_pb2 as store
+from skerry.sync.v1 import sync_pb2 as sync
 
 from gateway.names import APP_NAME_RULE, is_app_name
 from services.runtime.clock import Clock
-from services.runtime.errors import InvalidConfig, NotFound, Violation
+from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, Violation
 from services.runtime.ids import new_ulid
 
 if TYPE_CHECKING:
     from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
+    from skerry.sync.v1.sync_pb2_grpc import CentralSyncAsyncStub
 
 PERSONAL = "personal"
 ORGANIZATIONS = {PERSONAL: api.AppOrganization(name="Personal", slug=PERSONAL, internal_numeric_id=1)}
-"""Organizations by their short names."""
+"""Organizations by their short names that are there without a centre."""
 DEFAULT_NETWORK = "default"
+RETRY_AFTER_SECONDS = 1.0
 
 
 class Catalog:
@@ -28,6 +32,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self._apps: dict[str, store.AppRecord] = {}
+        self._organizations: dict[str, api.AppOrganization] = {}
 
     def apply(self, app: store.AppRecord) -> None:
         """An app is there, has changed or is deleted."""
@@ -40,18 +45,46 @@ class Catalog:
     def reset(self) -> None:
         """Forget everything: the state comes anew."""
         self._apps.clear()
+        self._organizations.clear()
 
     def get(self, name: str) -> store.AppRecord | None:
         """The app of that name, if this view has it."""
         return self._apps.get(name)
 
+    def apply_organization(self, organization: catalog_pb2.OrganizationRecord) -> None:
+        """An organization is there, has changed or is deleted."""
+        if organization.deleted:
+            self._organizations.pop(organization.slug, None)
+        else:
+            self._organizations[organization.slug] = api.AppOrganization(
+                name=organization.name,
+                slug=organization.slug,
+                internal_numeric_id=organization.internal_numeric_id,
+            )
+
+    def organization(self, slug: str) -> api.AppOrganization | None:
+        """The organization of that short name, if this view has it."""
+        return self._organizations.get(slug) or ORGANIZATIONS.get(slug)
+
 
 class Apps:
-    """What can be done with apps."""
+    """What can be done with apps.
+
+    With a centre, through central-sync, apps are made and deleted there, and what the region does not have is asked of
+    it once.
+    """
 
     def __init__(
-        self, store_stub: MachineStoreAsyncStub, catalog: Catalog, *, cell: str, clock: Clock, random: Random
+        self,
+        store_stub: MachineStoreAsyncStub,
+        catalog: Catalog,
+        *,
+        cell: str,
+        clock: Clock,
+        random: Random,
+        central_sync: CentralSyncAsyncStub | None = None,
     ) -> None:
+        self._central_sync = central_sync
         self._store = store_stub
         self._catalog = catalog
         self._cell = cell
@@ -60,7 +93,10 @@ class Apps:
         self._asking: dict[str, asyncio.Task[store.AppRecord | None]] = {}
 
     async def resolve(self, name: str) -> store.AppRecord:
-        """The app of that name. What the view does not have is asked of the store. Raises NotFound, InvalidConfig."""
+        """The app of that name. What the view does not have is asked of the store, then of the centre.
+
+        Raises NotFound, InvalidConfig, DependencyDown when the centre would have to be asked and is away.
+        """
         if not name:
             raise InvalidConfig("app_name is missing", violations=[Violation("app_name", "is missing")])
         app = self._catalog.get(name)
@@ -92,51 +128,102 @@ class Apps:
             task.exception()  # Seen by those who asked, if any of them still waits.
 
     async def _get(self, name: str) -> store.AppRecord | None:
+        found = await self._find(name)
+        return found.app if found is not None else None
+
+    async def _find(self, name: str) -> store.GetAppResponse | None:
+        """The app as the region's catalog has it; what it does not have is looked for at the centre once."""
+        request = store.GetAppRequest(name=name)
         try:
-            return (await self._store.GetApp(store.GetAppRequest(name=name))).app
+            return await self._store.GetApp(request)
+        except NotFound:
+            if self._central_sync is None:
+                return None
+        try:
+            await self._central_sync.LookupApp(sync.LookupAppRequest(name=name))
+            return await self._store.GetApp(request)
         except NotFound:
             return None
+        except DependencyDown as error:
+            # Whoever asks must not take an outage for an answer.
+            raise _centre_is_away(error, f"the region does not know the app {name!r}, and cannot ask for it") from error
 
     async def create(self, request: api.CreateAppRequest) -> api.App:
-        """Create an app. Raises InvalidConfig of the field `name`, NotFound for the organization, NameTaken."""
-        organization = _organization(request.org_slug or PERSONAL)
-        created = await self._store.CreateApp(
-            store.CreateAppRequest(
-                app_id=new_ulid(self._clock.now(), self._random).lower(),
-                name=_name_of(request),
-                organization_slug=organization.slug,
-                network=request.network or DEFAULT_NETWORK,
-                app_role=request.app_role_id,
-                home_cell=self._cell,
+        """Create an app; it is in the region's catalog on return.
+
+        Raises InvalidConfig of the field `name`, NotFound for the organization, NameTaken, DependencyDown when it is
+        the centre that creates apps and it is away.
+        """
+        name, slug = _name_of(request), request.org_slug or PERSONAL
+        if self._central_sync is not None:
+            wanted = sync.CreateAppRequest(
+                name=name, organization_slug=slug, network=request.network, app_role=request.app_role_id
             )
-        )
-        return _public(created.app, machine_count=0)
+            try:
+                app = (await self._central_sync.CreateApp(wanted)).app
+            except DependencyDown as error:
+                raise _centre_is_away(error, f"the app {name!r} cannot be created now") from error
+        else:
+            self._insist_on_organization(slug)
+            created = await self._store.CreateApp(
+                store.CreateAppRequest(
+                    app_id=new_ulid(self._clock.now(), self._random).lower(),
+                    name=name,
+                    organization_slug=slug,
+                    network=request.network or DEFAULT_NETWORK,
+                    app_role=request.app_role_id,
+                    home_cell=self._cell,
+                )
+            )
+            app = created.app
+        return self._public(app, machine_count=0)
 
     async def get(self, name: str) -> api.App:
         """One app, with its number of machines. Raises NotFound."""
         if not is_app_name(name):
             raise _no_app(name)
-        try:
-            found = await self._store.GetApp(store.GetAppRequest(name=name))
-        except NotFound:
-            raise _no_app(name) from None
-        return _public(found.app, found.machine_count)
+        found = await self._find(name)
+        if found is None:
+            raise _no_app(name)
+        return self._public(found.app, found.machine_count)
 
     async def list(self, org_slug: str) -> list[api.App]:
         """The apps of an organization (of all, where it is empty), by name. Raises NotFound for the organization."""
         if org_slug:
-            _organization(org_slug)
+            self._insist_on_organization(org_slug)
         found = await self._store.ListApps(store.ListAppsRequest(organization_slug=org_slug))
-        return [_public(each.app, each.machine_count) for each in found.apps]
+        return [self._public(each.app, each.machine_count) for each in found.apps]
 
     async def delete(self, name: str) -> None:
         """Take an app away; its machines are being destroyed. Raises NotFound."""
         if not is_app_name(name):
             raise _no_app(name)
         try:
-            await self._store.DeleteApp(store.DeleteAppRequest(name=name, source="user"))
+            if self._central_sync is not None:
+                await self._central_sync.DeleteApp(sync.DeleteAppRequest(name=name))
+            else:
+                await self._store.DeleteApp(store.DeleteAppRequest(name=name, source="user"))
         except NotFound:
             raise _no_app(name) from None
+        except DependencyDown as error:
+            raise _centre_is_away(error, f"the app {name!r} cannot be deleted now") from error
+
+    def _insist_on_organization(self, slug: str) -> None:
+        if self._catalog.organization(slug) is None:
+            raise NotFound(f"there is no organization {slug!r} that this token reaches")
+
+    def _public(self, app: store.AppRecord, machine_count: int) -> api.App:
+        slug = app.organization_slug
+        return api.App(
+            id=app.id,
+            name=app.name,
+            internal_numeric_id=app.internal_numeric_id,
+            network=app.network,
+            status="deployed" if machine_count else "pending",
+            machine_count=machine_count,
+            organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
+            app_role=app.app_role,
+        )
 
 
 def _name_of(request: api.CreateAppRequest) -> str:
@@ -151,23 +238,9 @@ def _name_of(request: api.CreateAppRequest) -> str:
     return name
 
 
-def _organization(slug: str) -> api.AppOrganization:
-    if slug not in ORGANIZATIONS:
-        raise NotFound(f"there is no organization {slug!r} that this token reaches")
-    return ORGANIZATIONS[slug]
-
-
-def _public(app: store.AppRecord, machine_count: int) -> api.App:
-    return api.App(
-        id=app.id,
-        name=app.name,
-        internal_numeric_id=app.internal_numeric_id,
-        network=app.network,
-        status="deployed" if machine_count else "pending",
-        machine_count=machine_count,
-        organization=ORGANIZATIONS.get(app.organization_slug) or api.AppOrganization(slug=app.organization_slug),
-        app_role=app.app_role,
-    )
+def _centre_is_away(error: DependencyDown, what: str) -> DependencyDown:
+    retry_after = RETRY_AFTER_SECONDS if error.retry_after is None else error.retry_after
+    return DependencyDown(f"{what}: {error.message}", metadata=error.metadata, retry_after=retry_after)
 
 
 def _no_app(name: str) -> NotFound:

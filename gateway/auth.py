@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from services.runtime.edges import CENTRAL
 from services.runtime.errors import Unauthenticated
+from services.runtime.guard import Guard
 from services.runtime.registry import ServerCall, ServerInterceptor
 
 SCHEMES = ("bearer", "flyv1")
@@ -28,26 +30,53 @@ current_principal: ContextVar[Principal | None] = ContextVar("current_principal"
 """Who calls what the current task serves; None outside of a call, and in one that needs no token."""
 
 
-def static_tokens(tokens: Sequence[str]) -> ServerInterceptor:
+def static_tokens(tokens: Sequence[str], central_token: str | None = None) -> ServerInterceptor:
     """An interceptor for the registry of the public API: it lets calls through that carry one of `tokens`.
 
-    It sets `current_principal`. Raises ValueError for an empty token, which everybody would have.
+    It sets `current_principal`. A call with `central_token` is the centre's, whatever else it says of itself: the
+    dependency guard, which comes next, refuses it. Raises ValueError for an empty token, which everybody would have.
     """
-    if not all(tokens):
+    if not all(tokens) or central_token == "":
         raise ValueError("a token must not be empty")
     known = tuple(token.encode() for token in tokens)
+    centre = central_token.encode() if central_token is not None else None
     developer = Principal("developer")
 
     async def authenticate(call: ServerCall) -> None:
         if call.method.startswith(WITHOUT_TOKEN):
             return
         offered = token_of(call.metadata.get("authorization", "")).encode()
+        if centre is not None and hmac.compare_digest(offered, centre):
+            call.caller = CENTRAL
+            current_principal.set(Principal(CENTRAL))
+            return
         # All are compared, so that the time it takes tells nothing.
         if sum(hmac.compare_digest(offered, token) for token in known) == 0:
             raise Unauthenticated("the token is not known here: send `authorization: Bearer TOKEN` with a valid one")
         current_principal.set(developer)
 
     return authenticate
+
+
+Admission = Callable[[str, str], None]
+"""Judges a request by its authorization and baggage headers. Raises ForbiddenDependency."""
+
+
+def admission(guard: Guard | None, central_token: str | None = None) -> Admission:
+    """The judgement of the public door's `guard` over a request, for doors where not every request becomes a call.
+
+    It counts nothing but refusals.
+    """
+    centre = central_token.encode() if central_token is not None else None
+
+    def judge(authorization: str, baggage: str) -> None:
+        if guard is None:
+            return
+        offered = authorization.strip().partition(" ")[2].strip().encode()
+        is_centre = centre is not None and hmac.compare_digest(offered, centre)
+        guard.refuse(CENTRAL if is_centre else "", baggage)
+
+    return judge
 
 
 def token_of(authorization: str) -> str:

@@ -13,6 +13,7 @@ from skerry.types.v1.machine_pb2 import MachineEvent
 from gateway.machines import SOURCE, Surroundings, no_machine, region_violation
 from gateway.names import is_machine_id
 from gateway.public import public_machine
+from gateway.routing import Listed
 from gateway.waits import STATE_NAMES, STATES, Seen, Waits, goal_of, timeout_of
 from services.runtime.durations import SECOND, parse_go_duration
 from services.runtime.errors import InvalidConfig, NotFound, Violation
@@ -31,14 +32,21 @@ async def get_machine(around: Surroundings, request: api.GetMachineRequest) -> a
     return public_machine(found.machine, app, cell=around.cell, events=found.events)
 
 
-async def list_machines(around: Surroundings, request: api.ListMachinesRequest) -> list[api.Machine]:
-    """Machines of an app, oldest first. Raises NotFound for the app, InvalidConfig of `state` and `region`."""
-    app = await around.apps.resolve(request.app_name)
+async def list_machines(around: Surroundings, request: api.ListMachinesRequest) -> Listed:
+    """Machines of an app, oldest first, of all regions or one.
+
+    Raises NotFound for the app, InvalidConfig of `state` and `region`, DependencyDown for the one region asked for.
+    """
     violations = [_unknown_state(name) for name in request.state if name not in STATES]
     if (region := region_violation(around, request.region)) is not None:
         violations.append(region)
     if violations:
         raise _invalid(violations)
+    return await around.routing.list_machines(request, lambda: _list_here(around, request))
+
+
+async def _list_here(around: Surroundings, request: api.ListMachinesRequest) -> list[api.Machine]:
+    app = await around.apps.resolve(request.app_name)
     wanted = store.ListMachinesRequest(
         app_id=app.id,
         include_destroyed=request.include_deleted or "destroyed" in request.state,

@@ -8,10 +8,10 @@ a process after that transaction, the machine exists and the reconciler of its r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skerry.converter.v1.converter_pb2 import ConversionResult, ConvertRequest
 from skerry.machines.v1 import machines_pb2 as api
@@ -24,9 +24,10 @@ from gateway.capacity import no_capacity
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
 from gateway.retrying import Retries
+from gateway.routing import Routing
 from gateway.saga import Saga, Step
 from services.runtime.clock import Clock
-from services.runtime.errors import InvalidConfig, NameTaken, NoCapacity, NotFound, Violation
+from services.runtime.errors import InvalidConfig, NameTaken, NoCapacity, NotFound, PlanMoved, Violation
 from services.runtime.ids import new_machine_id, new_ulid
 from services.runtime.regions import RegionMap
 from services.runtime.resources import RESOURCE_FIELDS, need_of
@@ -38,8 +39,12 @@ if TYPE_CHECKING:
 
 CANDIDATES = 3
 MOST_NAMES_TRIED = 5
+MOST_CONVERSIONS = 4
+"""How often a configuration is converted at most, because the plan moved meanwhile."""
 LONGEST_KEY = 255
 SOURCE = "user"
+
+V = TypeVar("V", bound="Version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Surroundings:
     cell: str
     region: str
     regions: RegionMap
+    routing: Routing
     apps: Apps
     store: MachineStoreAsyncStub
     converter: ConfigConverterAsyncStub
@@ -70,11 +76,17 @@ class Version:
     need: Resources = field(default_factory=Resources)
     candidates: list[str] = field(default_factory=list)
     placed_again: bool = False
+    times_converted: int = 0
     answer: api.Machine | None = None
 
     @property
     def answered(self) -> bool:
         return self.answer is not None
+
+    @property
+    def machine_id(self) -> str:
+        """The machine that gets the version; empty while there is none."""
+        return ""
 
 
 @dataclass(slots=True)
@@ -92,6 +104,10 @@ class Update(Version):
 
     request: api.UpdateMachineRequest
     machine: store.MachineRecord = field(default_factory=store.MachineRecord)
+
+    @property
+    def machine_id(self) -> str:
+        return self.request.machine_id
 
 
 async def check_creation(creation: Creation) -> None:
@@ -141,10 +157,20 @@ async def read_machine(update: Update) -> None:
         update.violations.append(Violation("region", f"cannot change: the machine is in {update.machine.region}"))
 
 
-async def convert(version: Version) -> None:
-    """Convert the configuration. Raises InvalidConfig for everything that is wrong with the request."""
+async def convert(version: Version, min_epoch: int = 0) -> None:
+    """Convert the configuration, under the plan of `min_epoch` or a later one.
+
+    Raises InvalidConfig for everything that is wrong with the request, PartUnserved, DependencyDown.
+    """
     around = version.around
-    request = ConvertRequest(config=version.request.config, app_name=version.app.name, region=around.region)
+    request = ConvertRequest(
+        config=version.request.config,
+        app_name=version.app.name,
+        region=around.region,
+        min_epoch=min_epoch,
+        machine_id=version.machine_id,
+    )
+    version.times_converted += 1
     try:
         version.conversion = (await around.retries(lambda: around.converter.Convert(request))).result
     except InvalidConfig as error:
@@ -194,6 +220,7 @@ async def commit_creation(creation: Creation) -> None:
         idempotency_key=creation.key or f"gateway:{instance_id}",
         request_fingerprint=creation.fingerprint,
         source=SOURCE,
+        plan_epoch=creation.conversion.epoch,
     )
     names_tried = 1
     while True:
@@ -206,9 +233,11 @@ async def commit_creation(creation: Creation) -> None:
             names_tried += 1
             write.name = new_machine_name(around.random)
         except NoCapacity as full:
-            candidates = await _other_candidates(creation, full)
-            del write.candidate_worker_ids[:]
-            write.candidate_worker_ids.extend(candidates)
+            creation.candidates = await _other_candidates(creation, full)
+            _write_conversion(creation, write)
+        except PlanMoved as moved:
+            await _convert_again(creation, moved, place)
+            _write_conversion(creation, write)
     machine = written.machine
     whole = written.repeated_request
     creation.answer = public_machine(
@@ -237,6 +266,7 @@ async def commit_update(update: Update) -> None:
         skip_launch=request.skip_launch,
         cordoned=request.skip_service_registration,
         source=SOURCE,
+        plan_epoch=update.conversion.epoch,
     )
     while True:
         try:
@@ -244,9 +274,11 @@ async def commit_update(update: Update) -> None:
             written = await around.store.UpdateMachine(write)
             break
         except NoCapacity as full:
-            candidates = await _other_candidates(update, full, update.machine.worker_id)
-            del write.candidate_worker_ids[:]
-            write.candidate_worker_ids.extend(candidates)
+            update.candidates = await _other_candidates(update, full, update.machine.worker_id)
+            _write_conversion(update, write)
+        except PlanMoved as moved:
+            await _convert_again(update, moved, place_if_it_grows)
+            _write_conversion(update, write)
     update.answer = public_machine(
         written.machine,
         update.app,
@@ -301,16 +333,14 @@ def no_machine(machine_id: str, app_name: str) -> NotFound:
 
 
 def region_violation(around: Surroundings, code: str) -> Violation | None:
-    """What is wrong with asking this gateway for something in the region `code`; None when nothing is."""
+    """What is wrong with asking for something in the region `code`; None when nothing is."""
     if code in ("", around.region):
         return None
     try:
         around.regions.region(code)
     except InvalidConfig as error:
         return error.violations[0]
-    return Violation(
-        "region", f"{code} is not served by this gateway, which is in {around.region}: ask one of {code}'s"
-    )
+    return None
 
 
 async def _candidates(version: Version, excluded: Sequence[str] = ()) -> list[str]:
@@ -337,6 +367,28 @@ async def _other_candidates(version: Version, full: NoCapacity, *excluded: str) 
         raise full
     version.placed_again = True
     return await _candidates(version, excluded=[*version.candidates, *excluded])
+
+
+async def _convert_again(version: V, moved: PlanMoved, place_again: Callable[[V], Awaitable[None]]) -> None:
+    """Convert under the plan that has come meanwhile, and look for another place if the machine needs more now.
+
+    Raises `moved` when that has happened too often.
+    """
+    if version.times_converted >= MOST_CONVERSIONS:
+        raise moved
+    need = version.need
+    await convert(version, int(moved.metadata.get("epoch", "0")))
+    if version.need != need:
+        await place_again(version)
+
+
+def _write_conversion(version: Version, write: store.CreateMachineRequest | store.UpdateMachineRequest) -> None:
+    """Bring a write up to the present conversion, need and candidates."""
+    write.conversion.CopyFrom(version.conversion)
+    write.need.CopyFrom(version.need)
+    write.plan_epoch = version.conversion.epoch
+    del write.candidate_worker_ids[:]
+    write.candidate_worker_ids.extend(version.candidates)
 
 
 def _check_name(version: Version) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
 from random import Random
+from typing import Any, TypeVar, cast
 
 import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
@@ -12,11 +14,13 @@ from skerry.machines.v1 import machines_pb2_grpc
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
 from gateway import lifecycle, machines
 from gateway.apps import Apps, Catalog
 from gateway.auth import static_tokens
 from gateway.retrying import Retries
+from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
 from gateway.waits import Waits
 from services.runtime.clock import Clock
 from services.runtime.following import follow
@@ -25,7 +29,15 @@ from services.runtime.registry import Registry, ServerInterceptor, current_call
 
 NAME = "gateway"
 
-_FOLLOWED = store.WatchFilter(kinds=[store.RECORD_KIND_MACHINE, store.RECORD_KIND_APP], view=store.MACHINE_VIEW_BASIC)
+WAIT_SECONDS = 65.0
+"""How long a gateway elsewhere may take to answer a wait."""
+
+_Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
+
+_FOLLOWED = store.WatchFilter(
+    kinds=[store.RECORD_KIND_MACHINE, store.RECORD_KIND_APP, store.RECORD_KIND_ORGANIZATION],
+    view=store.MACHINE_VIEW_BASIC,
+)
 
 
 class GatewayService:
@@ -43,20 +55,28 @@ class GatewayService:
         regions: RegionMap,
         clock: Clock,
         random: Random,
+        central_sync: grpc.aio.Channel | None = None,
+        connect: Connect = connect_in_the_clear,
     ) -> None:
-        """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map."""
+        """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map.
+
+        Without `central_sync` there is no centre: apps are the region's own. `connect` makes the channels to the
+        gateways of other cells.
+        """
         self._store = MachineStoreStub(store)
         self._catalog = Catalog()
         self._waits = Waits()
         self._clock = clock
         self._random = random
         self._ready = False
-        region = regions.region_of_cell(cell).code
-        apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random)
+        self._routing = Routing(cell=cell, regions=regions, connect=connect)
+        centre = CentralSyncStub(central_sync) if central_sync is not None else None
+        apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random, central_sync=centre)
         around = machines.Surroundings(
             cell=cell,
-            region=region,
+            region=self._routing.region,
             regions=regions,
+            routing=self._routing,
             apps=apps,
             store=self._store,
             converter=ConfigConverterStub(converter),
@@ -99,11 +119,15 @@ class GatewayService:
             )
         finally:
             self._ready = False
+            await self._routing.close()
 
 
-def public_interceptors(tokens: Sequence[str]) -> tuple[ServerInterceptor, ...]:
-    """The interceptors that the registry of the public door needs; `tokens` may do everything."""
-    return (static_tokens(tokens),)
+def public_interceptors(tokens: Sequence[str], central_token: str | None = None) -> tuple[ServerInterceptor, ...]:
+    """The interceptors that the registry of the public door needs; `tokens` may do everything.
+
+    `central_token` is what the centre calls with, so that the dependency guard can refuse it.
+    """
+    return (static_tokens(tokens, central_token),)
 
 
 class _Views:
@@ -120,13 +144,31 @@ class _Views:
                 self._waits.apply(change.machine)
             elif record == "app":
                 self._catalog.apply(change.app)
+            elif record == "organization":
+                self._catalog.apply_organization(change.organization)
 
     def reset(self) -> None:
         self._catalog.reset()
 
 
+def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], _Method]:
+    """Let a method of the servicer run in the cell of the machine that its request names; `seconds` if elsewhere."""
+
+    def decorate(method: _Method) -> _Method:
+        @wraps(method)
+        async def serve(self: _Servicer, request: Any, context: Any) -> Any:
+            if (peer := self.routing.by_machine(request.machine_id)) is not None:
+                return await peer.call(method.__name__, request, seconds)
+            return await method(self, request, context)
+
+        return cast("_Method", serve)
+
+    return decorate
+
+
 class _Servicer(machines_pb2_grpc.MachinesServicer):
     def __init__(self, around: machines.Surroundings, waits: Waits) -> None:
+        self.routing = around.routing
         self._around = around
         self._waits = waits
 
@@ -145,37 +187,53 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         return api.DeleteAppResponse()
 
     async def CreateMachine(self, request: api.CreateMachineRequest, context: object) -> api.CreateMachineResponse:
+        if (peer := self._around.routing.by_region(request.region)) is not None:
+            forwarded: api.CreateMachineResponse = await peer.call("CreateMachine", request)
+            return forwarded
         machine = await machines.create_machine(self._around, request, _metadata("idempotency-key"))
         return api.CreateMachineResponse(machine=machine)
 
-    async def ListMachines(self, request: api.ListMachinesRequest, context: object) -> api.ListMachinesResponse:
-        return api.ListMachinesResponse(machines=await lifecycle.list_machines(self._around, request))
+    async def ListMachines(
+        self, request: api.ListMachinesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> api.ListMachinesResponse:
+        listed = await lifecycle.list_machines(self._around, request)
+        if listed.unreachable:
+            context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(listed.unreachable)),))
+        return api.ListMachinesResponse(machines=listed.machines)
 
+    @_where_the_machine_is()
     async def GetMachine(self, request: api.GetMachineRequest, context: object) -> api.GetMachineResponse:
         return api.GetMachineResponse(machine=await lifecycle.get_machine(self._around, request))
 
+    @_where_the_machine_is()
     async def UpdateMachine(self, request: api.UpdateMachineRequest, context: object) -> api.UpdateMachineResponse:
         return api.UpdateMachineResponse(machine=await machines.update_machine(self._around, request))
 
+    @_where_the_machine_is()
     async def DeleteMachine(self, request: api.DeleteMachineRequest, context: object) -> api.DeleteMachineResponse:
         await lifecycle.delete_machine(self._around, request)
         return api.DeleteMachineResponse(ok=True)
 
+    @_where_the_machine_is()
     async def StartMachine(self, request: api.StartMachineRequest, context: object) -> api.StartMachineResponse:
         return await lifecycle.start_machine(self._around, request)
 
+    @_where_the_machine_is()
     async def StopMachine(self, request: api.StopMachineRequest, context: object) -> api.StopMachineResponse:
         await lifecycle.stop_machine(self._around, request)
         return api.StopMachineResponse(ok=True)
 
+    @_where_the_machine_is()
     async def RestartMachine(self, request: api.RestartMachineRequest, context: object) -> api.RestartMachineResponse:
         await lifecycle.restart_machine(self._around, request)
         return api.RestartMachineResponse(ok=True)
 
+    @_where_the_machine_is(seconds=WAIT_SECONDS)
     async def WaitMachine(self, request: api.WaitMachineRequest, context: object) -> api.WaitMachineResponse:
         await lifecycle.wait_for_machine(self._around, self._waits, request)
         return api.WaitMachineResponse(ok=True)
 
+    @_where_the_machine_is()
     async def ListMachineEvents(
         self, request: api.ListMachineEventsRequest, context: object
     ) -> api.ListMachineEventsResponse:

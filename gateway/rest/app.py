@@ -17,8 +17,10 @@ from opentelemetry.trace import Span
 from skerry.machines.v1 import machines_pb2
 from starlette.types import Receive, Scope, Send
 
+from gateway.auth import Admission
 from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
 from gateway.rest.routes import Router, routes_of
+from gateway.routing import UNREACHABLE_KEY
 from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.errors import (
@@ -44,6 +46,9 @@ LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0}
 """Deadlines of the methods that may take longer than CALL_SECONDS."""
 DISCONNECT_AFTER_SECONDS = 0.05
 """A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""
+
+LISTS = frozenset({"ListMachines"})
+"""Methods whose answers may lack regions."""
 
 HEALTH_PATH = "/healthz"
 
@@ -77,12 +82,17 @@ class RestApp:
         clock: Clock,
         random: Random,
         max_body_bytes: int = MAX_BODY_BYTES,
+        admit: Admission | None = None,
     ) -> None:
-        """`ready` says whether the gateway has caught up: `GET /healthz` answers 503 until it has."""
+        """`ready` says whether the gateway has caught up: `GET /healthz` answers 503 until it has.
+
+        `admit` judges every request, also those that become no call.
+        """
+        self._admit = admit
         self._max_body_bytes = max_body_bytes
         routes = routes_of(machines_pb2.DESCRIPTOR.services_by_name["Machines"])
         self._router = Router(routes)
-        self._calls: dict[str, Callable[..., Awaitable[Any]]] = {
+        self._calls: dict[str, Callable[..., Any]] = {
             route.path: channel.unary_unary(
                 route.path,
                 request_serializer=route.request.SerializeToString,
@@ -140,6 +150,8 @@ class RestApp:
         verb: str = scope["method"]
         path: str = scope["raw_path"].decode("latin-1")
         body = b""
+        if self._admit is not None:
+            self._admit(*(headers.get(name, b"").decode("latin-1") for name in (b"authorization", b"baggage")))
         if verb in ("POST", "PUT", "PATCH"):
             # Also for what will be refused: a client that still sends does not read an answer.
             body = await _read_body(receive, self._max_body_bytes)
@@ -151,8 +163,12 @@ class RestApp:
         request, unknown = route.read(segments, scope["query_string"], body)
         metadata = [("fly-request-id", request_id), *_metadata(headers)]
         timeout = LONG_CALL_SECONDS.get(route.rpc, CALL_SECONDS)
-        response = await _unless_gone(self._calls[route.path](request, timeout=timeout, metadata=metadata), receive)
-        return Answer(route.status, await route.write(response), [unknown_fields_warning(unknown)] if unknown else [])
+        call = self._calls[route.path](request, timeout=timeout, metadata=metadata)
+        response = await _unless_gone(call, receive)
+        more = [unknown_fields_warning(unknown)] if unknown else []
+        if route.rpc in LISTS:
+            more += _unreachable(await call.trailing_metadata())
+        return Answer(route.status, await route.write(response), more)
 
     def _health(self, verb: str) -> Answer:
         if verb != "GET":
@@ -238,6 +254,11 @@ def _metadata(headers: Mapping[bytes, bytes]) -> Iterable[tuple[str, str]]:
                 f"the header {name} must be printable ASCII", violations=[Violation(name, "must be printable ASCII")]
             )
     return forwarded.items()
+
+
+def _unreachable(trailing: Iterable[tuple[str, str | bytes]]) -> Headers:
+    """The header that names regions which an answer lacks, if it does."""
+    return [(key.encode(), str(value).encode()) for key, value in trailing if key == UNREACHABLE_KEY]
 
 
 def _texts(headers: Mapping[bytes, bytes], names: Mapping[bytes, str]) -> dict[str, str]:

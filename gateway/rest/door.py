@@ -14,6 +14,7 @@ import grpc
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.auth import Admission
 from gateway.rest.app import MAX_BODY_BYTES, RestApp
 from services.runtime.clock import Clock
 from services.runtime.registry import Registry
@@ -39,14 +40,18 @@ class RestDoor:
         random: Random,
         max_body_bytes: int = MAX_BODY_BYTES,
         grace: float = DRAIN_SECONDS,
+        admit: Admission | None = None,
     ) -> None:
         """`channel` leads to the public Machines service; `ready` is what `GET /healthz` tells; port 0 is any free one.
 
-        Requests that run when the process ends get `grace` seconds.
+        `admit` judges every request before anything else is done with it (see `gateway.auth.admission`). Requests that
+        run when the process ends get `grace` seconds.
         """
         self.port = 0
         self._address = (host, port)
-        self._app = RestApp(channel, ready=ready, clock=clock, random=random, max_body_bytes=max_body_bytes)
+        self._app = RestApp(
+            channel, ready=ready, clock=clock, random=random, max_body_bytes=max_body_bytes, admit=admit
+        )
         self._grace = grace
 
     def register(self, registry: Registry) -> None:

@@ -128,19 +128,33 @@ class Guard:
         Makes the path with this service at its end the current task's. Returns where the call counts. Raises
         ForbiddenDependency, with the whole chain.
         """
+        verdict = self._verdict(caller, baggage)
+        verdict.counts.calls += 1
+        if verdict.refusal and self._refuses:
+            self._refuse(verdict)
+        telemetry.carry_baggage(verdict.onward)
+        return verdict.counts
+
+    def refuse(self, caller: str, baggage: str) -> None:
+        """Refuse what `admit` would refuse, with the same error; a call that it would admit is not counted."""
+        verdict = self._verdict(caller, baggage)
+        if verdict.refusal and self._refuses:
+            verdict.counts.calls += 1
+            self._refuse(verdict)
+
+    def _refuse(self, verdict: _Verdict) -> Never:
+        verdict.counts.errors += 1
+        count_refusal(verdict.caller, self._service, verdict.refusal)
+        _refuse(verdict.chain, verdict.explanation)
+
+    def _verdict(self, caller: str, baggage: str) -> _Verdict:
         verdict = self._verdicts.get((caller, baggage))
         if verdict is None:
             verdict = self._judge(caller, baggage)
             if len(self._verdicts) >= _REMEMBERED:
                 self._verdicts.clear()
             self._verdicts[caller, baggage] = verdict
-        verdict.counts.calls += 1
-        if verdict.refusal and self._refuses:
-            verdict.counts.errors += 1
-            count_refusal(verdict.caller, self._service, verdict.refusal)
-            _refuse(verdict.chain, verdict.explanation)
-        telemetry.carry_baggage(verdict.onward)
-        return verdict.counts
+        return verdict
 
     def _judge(self, caller: str, baggage: str) -> _Verdict:
         found = read_baggage(baggage)

@@ -121,12 +121,15 @@ async def test_a_body_of_the_largest_size_is_read(region: TestRegion) -> None:
     assert (await region.call("POST", MACHINES.format(app=app), content=body)).status == 200
 
 
-async def test_a_region_that_is_not_known_or_not_served_here_is_refused(region: TestRegion) -> None:
+async def test_a_region_that_is_not_known_is_refused_and_one_without_gateways_is_down(region: TestRegion) -> None:
     app = await region.app()
-    for code in ("xyz", "ams"):
-        answer = await region.call("POST", MACHINES.format(app=app), {**GOOD, "region": code})
-        assert_refused(answer, 400, "invalid_config")
-        assert answer.json["fields"][0]["field"] == "region"
+    answer = await region.call("POST", MACHINES.format(app=app), {**GOOD, "region": "xyz"})
+    assert_refused(answer, 400, "invalid_config")
+    assert answer.json["fields"][0]["field"] == "region"
+    answer = await region.call("POST", MACHINES.format(app=app), {**GOOD, "region": "ams"})
+    assert_refused(answer, 503, "dependency_down")
+    assert "ams" in answer.json["error"]
+    assert answer.headers["retry-after"]
     assert (await region.call("POST", MACHINES.format(app=app), {**GOOD, "region": "syd"})).status == 200
     assert_refused(await region.call("GET", MACHINES.format(app=app) + "?region=xyz"), 400, "invalid_config")
 
