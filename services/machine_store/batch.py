@@ -1,4 +1,4 @@
-"""The one writer of a process: what gathers while a commit is under way is the next call of `commit_batch`."""
+"""The one writer of a process: what gathers while a commit is under way is the next call of one function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Item = Create | Unit
 Heard = Callable[[Sequence[Change], Sequence[Version]], None]
 
 _VERSION = attrgetter("instance_id", "config", "spec", "parts")
-_COMMIT = load("machines")["commit_batch"]
+_COMMIT = load("machines")["commit_batch_under_plan"]
 
 _sizes = Histogram(
     "skerry_store_batch_size",
@@ -126,7 +126,12 @@ class BatchWriter:
         units = [item for item in items if isinstance(item, Unit)]
         steps = [step._replace(unit=number) for number, unit in enumerate(units) for step in unit.steps]
         started = self._clock.monotonic()
-        rows = await self._statement.fetch([create.row for create in creates], steps)
+        rows = await self._statement.fetch(
+            [create.row for create in creates],
+            steps,
+            [create.plan_epoch for create in creates],
+            [unit.plan_epoch for unit in units for _ in unit.steps],
+        )
         _seconds.observe(self._clock.monotonic() - started)
         _sizes.observe(len(rows))
 

@@ -39,6 +39,7 @@ from services.runtime.errors import (
     NameTaken,
     NoCapacity,
     NotFound,
+    PlanMoved,
     SkerryError,
     VersionMismatch,
     Violation,
@@ -86,7 +87,7 @@ class Machines:
     async def create(self, request: CreateMachineRequest) -> Created:
         """Create a machine on the first candidate with room.
 
-        Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, DependencyDown.
+        Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, PlanMoved, DependencyDown.
         """
         create = self._new_machine(request)
         outcome = await self._create_for_certain(create)
@@ -95,12 +96,14 @@ class Machines:
         if outcome.outcome == "repeated":
             machine, happened = await self.get(outcome.machine_id or "", events=_EVENTS_OF_A_REPEAT)
             return Created(machine, happened, repeated=True)
+        if outcome.outcome == "plan_moved":
+            raise _plan_moved(request.plan_epoch, outcome)
         raise _refusal(outcome.outcome, request)
 
     async def update(self, request: UpdateMachineRequest) -> Changed:
         """Give a machine a new version, and another place if its present worker has no room. Repeating it is safe.
 
-        Raises InvalidConfig, NotFound, VersionMismatch, WrongState, NameTaken, NoCapacity, DependencyDown.
+        Raises InvalidConfig, NotFound, VersionMismatch, WrongState, NameTaken, NoCapacity, PlanMoved, DependencyDown.
         """
         check_text(name=request.name, instance_id=request.instance_id, source=request.source)
         need = checked_amounts(request.need, "need")
@@ -137,7 +140,7 @@ class Machines:
                 spec=spec,
                 parts=parts,
             )
-            match await self._try(step, record, event):
+            match await self._try(step, record, event, request.plan_epoch):
                 case "done":
                     return Changed(record, [event], before, changed=True)
                 case "repeated":
@@ -294,7 +297,7 @@ class Machines:
             event_status=event.status,
             event_source=event.source,
         )
-        return Create(row, record, event)
+        return Create(row, record, event, request.plan_epoch)
 
     async def _create_for_certain(self, create: Create) -> Outcome:
         """Create until it is known to have happened or not: its ids and its key make it safe to repeat."""
@@ -317,17 +320,19 @@ class Machines:
             record.restart_count = 0
             del record.checks[:]
 
-    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent) -> str:
+    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent, plan_epoch: int = 0) -> str:
         """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
-        unit = Unit()
+        unit = Unit(plan_epoch=plan_epoch)
         unit.add(step, record, event)
         try:
-            outcome = (await self._writer.submit(unit))[0].outcome
+            outcome = (await self._writer.submit(unit))[0]
         except OutcomeUnknown:
             return "unknown"
-        if outcome == "missing":
+        if outcome.outcome == "missing":
             raise _no_machine(record.id)
-        return outcome
+        if outcome.outcome == "plan_moved":
+            raise _plan_moved(plan_epoch, outcome)
+        return outcome.outcome
 
     async def _basic(self, machine_id: str, app_id: str, *, patient: bool) -> MachineRecord:
         patience = _PATIENCE if patient else 0.0
@@ -376,6 +381,14 @@ def _refusal(outcome: str, request: CreateMachineRequest) -> SkerryError:
             return _other_request(request.idempotency_key)
         case _:
             return _no_room(request.candidate_worker_ids)
+
+
+def _plan_moved(epoch: int, outcome: Outcome) -> PlanMoved:
+    return PlanMoved(
+        f"the configuration was converted under epoch {epoch} of the plan, which is at epoch {outcome.revision} now: "
+        "convert it again",
+        metadata={"epoch": str(outcome.revision)},
+    )
 
 
 def _no_machine(machine_id: str) -> NotFound:

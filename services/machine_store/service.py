@@ -8,16 +8,21 @@ from random import Random
 from typing import Any, TypeAlias
 
 import grpc
+from skerry.store.v1 import catalog_store_pb2_grpc, plan_store_pb2_grpc, store_pb2_grpc
 from skerry.store.v1 import store_pb2 as pb
-from skerry.store.v1 import store_pb2_grpc
 
 from services.machine_store import schema
 from services.machine_store.batch import BatchWriter
 from services.machine_store.catalog import Catalog
+from services.machine_store.catalog_service import CatalogStoreService
+from services.machine_store.conversions import Conversions
 from services.machine_store.database import Database, is_away
 from services.machine_store.events import Events
 from services.machine_store.machines import Machines
-from services.machine_store.records import timestamp
+from services.machine_store.plan import InitialPlan, Plans, make_first_plan
+from services.machine_store.plan_service import PlanStoreService
+from services.machine_store.records import moment, timestamp
+from services.machine_store.replica import Replica
 from services.machine_store.reports import Reports
 from services.machine_store.transitions import Asked
 from services.machine_store.watch import Log
@@ -45,7 +50,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
 
     `dsn` is asked whenever a connection is made; the server may be away then, and is waited for. `pool_size` bounds the
     connections for reads; three more write, follow the log and, at the start, migrate. `tick` is the time between polls
-    of the log and between bookmarks, in seconds.
+    of the log and between bookmarks, in seconds. `initial_plan` says who converts all parts in a new database.
     """
 
     name = "machine-store"
@@ -60,6 +65,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         random: Random,
         pool_size: int = 8,
         tick: float = 1.0,
+        initial_plan: InitialPlan = "local",
     ) -> None:
         self.cell = cell
         self.region = region
@@ -71,10 +77,16 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._reports = Reports(self._database, self._writer, events=events)
         self._workers = Workers(self._database)
         self._catalog = Catalog(self._database, events=events)
+        self._initial_plan: InitialPlan = initial_plan
+        self._clock = clock
+        self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
+        self._catalog_store = CatalogStoreService(Replica(self._database, events=events))
 
     def register(self, registry: Registry) -> None:
-        """Add the servicer to `registry`."""
+        """Add the servicers to `registry`."""
         store_pb2_grpc.add_MachineStoreServicer_to_server(self, registry)
+        plan_store_pb2_grpc.add_PlanStoreServicer_to_server(self._plan_store, registry)
+        catalog_store_pb2_grpc.add_CatalogStoreServicer_to_server(self._catalog_store, registry)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Migrate, then write and follow the log until cancelled; calls `ready` when it has caught up."""
@@ -89,6 +101,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         for attempt in range(10**9):
             try:
                 await schema.migrate(partial(self._database.connect, "migration", command_timeout=_MIGRATION_SECONDS))
+                await make_first_plan(self._database.connect, self._initial_plan, moment(self._clock.now()))
                 return
             except Exception as error:
                 if not (is_away(error) or is_away(error.__cause__ or error)):

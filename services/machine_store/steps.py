@@ -73,7 +73,10 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A value of the type `batch_outcome` (sql/functions.sql), field by field; the rest is set when it is "done"."""
+    """A value of the type `batch_outcome` (sql/functions.sql), field by field; the rest is set when it is "done".
+
+    "plan_moved" (sql/plan_functions.sql) has the present epoch as its revision.
+    """
 
     outcome: str
     machine_id: str | None
@@ -98,23 +101,29 @@ class Version(NamedTuple):
 
 @dataclass(slots=True)
 class Create:
-    """A new machine, with the record that its commit completes and its event."""
+    """A new machine, with the record that its commit completes and its event.
+
+    It is refused when the plan's epoch is another one than `plan_epoch`; 0 is not checked.
+    """
 
     row: NewMachine
     record: MachineRecord
     event: MachineEvent
+    plan_epoch: int = 0
 
 
 @dataclass(slots=True)
 class Unit:
     """Steps that take effect in order until one does not, each with the record that its commit completes and its event.
 
-    A step that only lets a journal advance has neither.
+    A step that only lets a journal advance has neither. They are refused when the plan's epoch is another one than
+    `plan_epoch`; 0 is not checked.
     """
 
     steps: list[Step] = field(default_factory=list)
     records: list[MachineRecord | None] = field(default_factory=list)
     events: list[MachineEvent | None] = field(default_factory=list)
+    plan_epoch: int = 0
 
     def add(self, step: Step, record: MachineRecord | None = None, event: MachineEvent | None = None) -> None:
         """Append a step."""

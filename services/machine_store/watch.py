@@ -13,11 +13,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any
 
 import asyncpg
+from google.protobuf.json_format import ParseDict
 from prometheus_client import Gauge
+from skerry.handover.v1.plan_pb2 import Plan
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord
 from skerry.store.v1.store_pb2 import (
     MACHINE_VIEW_FULL,
     RECORD_KIND_APP,
+    RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_MACHINE,
+    RECORD_KIND_ORGANIZATION,
+    RECORD_KIND_PLAN,
     RECORD_KIND_WORKER,
     Change,
     WatchFilter,
@@ -58,13 +64,11 @@ class Selection:
     """What a filter lets through. Without kinds, one that names a worker, an app or a machine is about machines."""
 
     def __init__(self, wanted: WatchFilter) -> None:
-        kinds = set(wanted.kinds)
+        kinds: Iterable[int] = wanted.kinds
         if not kinds:
             narrow = wanted.worker_id or wanted.app_id or wanted.machine_id
-            kinds = {RECORD_KIND_MACHINE} if narrow else {RECORD_KIND_MACHINE, RECORD_KIND_WORKER, RECORD_KIND_APP}
-        self.machines = RECORD_KIND_MACHINE in kinds
-        self.workers = RECORD_KIND_WORKER in kinds
-        self.apps = RECORD_KIND_APP in kinds
+            kinds = [RECORD_KIND_MACHINE] if narrow else _CHANGES
+        self.kinds = frozenset(kinds)
         self.worker_id = wanted.worker_id
         self.app_id = wanted.app_id
         self.machine_id = wanted.machine_id
@@ -72,17 +76,19 @@ class Selection:
 
     def passes(self, change: Change) -> bool:
         """Whether a change is let through."""
-        if change.HasField("machine"):
+        kind = _KINDS.get(change.WhichOneof("record") or "")
+        if kind not in self.kinds:
+            return False
+        if kind == RECORD_KIND_MACHINE:
             machine = change.machine
             return (
-                self.machines
-                and (not self.machine_id or machine.id == self.machine_id)
+                (not self.machine_id or machine.id == self.machine_id)
                 and (not self.app_id or machine.app_id == self.app_id)
                 and (not self.worker_id or self.worker_id in (machine.worker_id, machine.leaving_worker_id))
             )
-        if change.HasField("worker"):
-            return self.workers and (not self.worker_id or change.worker.id == self.worker_id)
-        return self.apps and (not self.app_id or change.app.id == self.app_id)
+        if kind == RECORD_KIND_WORKER:
+            return not self.worker_id or change.worker.id == self.worker_id
+        return kind != RECORD_KIND_APP or not self.app_id or change.app.id == self.app_id
 
 
 class Versions:
@@ -416,11 +422,10 @@ class Log:
 def _parts(selection: Selection) -> list[tuple[str, list[str], Callable[[Row], Change]]]:
     """The statements that read what a selection can let through."""
     parts: list[tuple[str, list[str], Callable[[Row], Change]]] = []
-    if selection.apps:
-        parts.append((_SQL["state_of_apps"], [], _app_change))
-    if selection.workers:
-        parts.append((_SQL["state_of_workers"], [], _worker_change))
-    if selection.machines:
+    for kind, statement in _STATES.items():
+        if kind in selection.kinds:
+            parts.append((_SQL[statement], [], _CHANGES[kind]))
+    if RECORD_KIND_MACHINE in selection.kinds:
         for statement, argument in (
             ("state_of_machine", selection.machine_id),
             ("state_of_worker_machines", selection.worker_id),
@@ -445,8 +450,27 @@ def _app_change(row: Row) -> Change:
     return Change(revision=row["revision"], app=app_record(_columns(row)))
 
 
-def _columns(row: Row) -> Mapping[str, Any]:
-    columns: Mapping[str, Any] = json.loads(row["record"])
+def _plan_change(row: Row) -> Change:
+    return Change(revision=row["revision"], plan=ParseDict(_columns(row), Plan(), ignore_unknown_fields=True))
+
+
+def _organization_change(row: Row) -> Change:
+    record = ParseDict(_columns(row), OrganizationRecord(), ignore_unknown_fields=True)
+    return Change(revision=row["revision"], organization=record)
+
+
+def _image_alias_change(row: Row) -> Change:
+    record = ParseDict(_columns(row), ImageAliasRecord(), ignore_unknown_fields=True)
+    return Change(revision=row["revision"], image_alias=record)
+
+
+def _unknown_change(row: Row) -> Change:
+    """A change of a kind that only newer instances know: it passes no filter, but has its revision."""
+    return Change(revision=row["revision"])
+
+
+def _columns(row: Row) -> dict[str, Any]:
+    columns: dict[str, Any] = json.loads(row["record"])
     return columns
 
 
@@ -454,12 +478,32 @@ _CHANGES: Mapping[int, Callable[[Row], Change]] = {
     RECORD_KIND_MACHINE: _machine_change,
     RECORD_KIND_WORKER: _worker_change,
     RECORD_KIND_APP: _app_change,
+    RECORD_KIND_PLAN: _plan_change,
+    RECORD_KIND_ORGANIZATION: _organization_change,
+    RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
 }
+_KINDS: Mapping[str, int] = {
+    "machine": RECORD_KIND_MACHINE,
+    "worker": RECORD_KIND_WORKER,
+    "app": RECORD_KIND_APP,
+    "plan": RECORD_KIND_PLAN,
+    "organization": RECORD_KIND_ORGANIZATION,
+    "image_alias": RECORD_KIND_IMAGE_ALIAS,
+}
+"""The kind of a change by the name of its record's field."""
+_STATES: Mapping[int, str] = {
+    RECORD_KIND_PLAN: "state_of_plan",
+    RECORD_KIND_ORGANIZATION: "state_of_organizations",
+    RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
+    RECORD_KIND_APP: "state_of_apps",
+    RECORD_KIND_WORKER: "state_of_workers",
+}
+"""The statement that reads the state of a kind; machines have several."""
 
 
 def _change(row: Row) -> Change:
     """The change of a row of `log`."""
-    change = _CHANGES[row["kind"]](row)
+    change = _CHANGES.get(row["kind"], _unknown_change)(row)
     if row["event_id"] is not None:
         change.events.append(
             event(

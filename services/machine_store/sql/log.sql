@@ -52,3 +52,15 @@ SELECT * FROM machines WHERE app_id = $1 AND (state <> 10 OR leaving_worker_id <
 -- name: state_of_machine
 -- One machine, also a destroyed one. $1 id.
 SELECT * FROM machines WHERE id = $1
+
+-- name: state_of_plan
+-- The plan.
+SELECT revision, document AS record FROM plan
+
+-- name: state_of_organizations
+-- Organizations that are not deleted.
+SELECT revision, document AS record FROM catalog_records WHERE kind = 5 AND NOT deleted ORDER BY revision
+
+-- name: state_of_image_aliases
+-- Image aliases that are not deleted.
+SELECT revision, document AS record FROM catalog_records WHERE kind = 6 AND NOT deleted ORDER BY revision

@@ -65,6 +65,6 @@ LEFT JOIN machines m ON m.id = ANY ($3)
 LEFT JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
 WHERE w.id = $1 AND w.journal_id = $2
 
--- name: commit_batch
--- See functions.sql. $1 new machines, $2 steps.
-SELECT * FROM commit_batch($1, $2)
+-- name: commit_batch_under_plan
+-- See plan_functions.sql. $1 new machines, $2 steps, $3 epochs of the machines, $4 epochs of the steps; 0 is not checked.
+SELECT * FROM commit_batch_under_plan($1, $2, $3, $4)

@@ -176,10 +176,10 @@ async def test_the_state_and_what_happens_after_it_are_the_whole(dsn: str) -> No
         await cancel(*tasks)
 
 
-async def test_the_state_of_nothing_is_complete(dsn: str) -> None:
+async def test_the_state_of_nothing_but_a_plan_is_complete(dsn: str) -> None:
     async with running_store(dsn) as store, watching(store) as watcher:
         assert watcher.complete
-        assert (watcher.state, watcher.revision) == ([], 0)
+        assert ([change.WhichOneof("record") for change in watcher.state], watcher.revision) == (["plan"], 1)
 
 
 async def test_a_change_carries_its_record_as_it_was_and_its_events(store: Store) -> None:
@@ -269,7 +269,7 @@ async def test_a_destroyed_machine_is_only_in_the_state_of_a_watch_that_names_it
     await store.verb(machine.id, pb.VERB_DESTROY)
     await store.report("w1", destroyed(machine))
     async with watching(store) as everything, watching(store, machine_id=machine.id) as named:
-        assert {c.WhichOneof("record") for c in everything.state} == {"app", "worker"}
+        assert {c.WhichOneof("record") for c in everything.state} == {"app", "plan", "worker"}
         assert [c.machine.state for c in named.state] == [MACHINE_STATE_DESTROYED]
 
 
