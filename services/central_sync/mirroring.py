@@ -1,0 +1,109 @@
+"""The log of the cell as events for the centre: one for each revision, so that it can tell that none is missing.
+
+Of a record that changes several times within one call only the last state is sent: the centre keeps the last anyway.
+What the centre is the origin of (apps, organizations, image aliases) goes up as an event without content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
+from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
+
+from services.central_sync.central_client import MirrorEvent
+from services.central_sync.config_json import public_json
+
+MACHINE = "machine"
+WORKER = "worker"
+PLAN = "plan"
+NOTHING = "nothing"
+"""Kind of a revision that the centre has no use for."""
+
+
+def events_of(changes: Iterable[Change], after: int, up_to: int) -> list[MirrorEvent]:
+    """One event for each revision above `after`, `up_to` at most; what `changes` do not hold is of kind NOTHING."""
+    by_revision = {change.revision: _record_of(change) for change in changes}
+    last = {(kind, key): revision for revision, (kind, key, _) in sorted(by_revision.items())}
+    events = []
+    for revision in range(after + 1, up_to + 1):
+        kind, key, record = by_revision.get(revision, (NOTHING, "", None))
+        payload = payload_of(record) if last.get((kind, key)) == revision else None
+        events.append(MirrorEvent(revision, kind, key, payload))
+    return events
+
+
+def state_of(changes: Iterable[Change]) -> list[MirrorEvent]:
+    """The records of a state that the centre keeps."""
+    events = []
+    for change in changes:
+        kind, key, record = _record_of(change)
+        payload = payload_of(record)
+        if payload is not None:
+            events.append(MirrorEvent(change.revision, kind, key, payload))
+    return events
+
+
+def slices(events: Sequence[MirrorEvent], most: int) -> Iterable[Sequence[MirrorEvent]]:
+    """`events` in pieces of `most` at most."""
+    return (events[at : at + most] for at in range(0, len(events), most))
+
+
+def payload_of(record: Message | None) -> dict[str, Any] | None:
+    """What the centre keeps of a record; None when it is gone, or nothing for the centre."""
+    match record:
+        case MachineRecord():
+            return None if record.state == MACHINE_STATE_DESTROYED else _machine(record)
+        case WorkerRecord():
+            return {
+                "id": record.id,
+                "number": record.number,
+                "zone": record.zone,
+                "driver": record.driver,
+                "cordoned": record.cordoned,
+                "status": _name(HostStatus.Name(record.status), "HOST_STATUS_"),
+            }
+        case None:
+            return None
+        case _:
+            return json_format.MessageToDict(record, preserving_proto_field_name=True)
+
+
+def _machine(record: MachineRecord) -> dict[str, Any]:
+    payload: dict[str, Any] = {
+        "id": record.id,
+        "app_id": record.app_id,
+        "app_name": record.app_name,
+        "name": record.name,
+        "region": record.region,
+        "state": _name(MachineState.Name(record.state), "MACHINE_STATE_"),
+        "instance_id": record.instance_id,
+        "worker_id": record.worker_id,
+        "host_status": _name(HostStatus.Name(record.host_status), "HOST_STATUS_"),
+        "cordoned": record.cordoned,
+        "metadata": dict(record.metadata),
+        "created_at": record.created_at.ToJsonString(),
+        "updated_at": record.updated_at.ToJsonString(),
+    }
+    if record.HasField("config"):
+        payload["config"] = public_json(record.config)
+    return payload
+
+
+def _record_of(change: Change) -> tuple[str, str, Message | None]:
+    match change.WhichOneof("record"):
+        case "machine":
+            return MACHINE, change.machine.id, change.machine
+        case "worker":
+            return WORKER, change.worker.id, change.worker
+        case "plan":
+            return PLAN, PLAN, getattr(change, PLAN)
+        case _:
+            return NOTHING, "", None
+
+
+def _name(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()

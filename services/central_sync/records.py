@@ -1,0 +1,243 @@
+"""What the centre says about its catalog, as records of the region's.
+
+An organization's limits are records of their own at the centre, and part of the organization's record here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationLimits, OrganizationRecord
+from skerry.store.v1.catalog_store_pb2 import CatalogRecord
+from skerry.store.v1.store_pb2 import AppRecord
+
+from services.central_sync.central_client import App, Change, Json
+
+MB = 1024 * 1024
+
+APP = "app"
+ORGANIZATION = "organization"
+LIMITS = "limits"
+IMAGE_ALIAS = "image_alias"
+
+R = TypeVar("R", AppRecord, OrganizationRecord, ImageAliasRecord)
+
+
+@dataclass(slots=True)
+class Catalog:
+    """What a catalog holds that is not deleted: apps and organizations by id, image aliases by alias."""
+
+    apps: dict[str, AppRecord] = field(default_factory=dict)
+    organizations: dict[str, OrganizationRecord] = field(default_factory=dict)
+    image_aliases: dict[str, ImageAliasRecord] = field(default_factory=dict)
+
+    def take(self, record: AppRecord | OrganizationRecord | ImageAliasRecord) -> None:
+        """Put a record in, or take it out when it is deleted."""
+        match record:
+            case AppRecord():
+                _take(self.apps, record.id, record, record.deleted)
+            case OrganizationRecord():
+                if record.HasField("limits") and not record.limits.ByteSize():
+                    # No limits are written in two ways.
+                    record.ClearField("limits")
+                _take(self.organizations, record.id, record, record.deleted)
+            case ImageAliasRecord():
+                _take(self.image_aliases, record.alias, record, record.deleted)
+
+
+def app_of(found: App) -> CatalogRecord:
+    """The record of an app that the centre answered. Raises ValueError for a moment that is none."""
+    created_at = Timestamp()
+    created_at.FromJsonString(found.created_at)
+    app = AppRecord(
+        id=found.id,
+        name=found.name,
+        organization_slug=found.organization_slug,
+        internal_numeric_id=found.internal_numeric_id,
+        network=found.network,
+        app_role=found.role,
+        home_cell=found.home_cell,
+        created_at=created_at,
+    )
+    return CatalogRecord(app=app)
+
+
+def record_of(change: Change, organizations: Mapping[str, OrganizationRecord]) -> CatalogRecord | None:
+    """The record that a change of the feed makes; None for a kind that the region does not keep.
+
+    `organizations` are those that the catalog has, by id: a change is about either the limits or the rest of one. For
+    limits of an organization that is not there, there is nothing to record.
+    Raises ValueError for a payload that does not hold what its kind must.
+    """
+    try:
+        if change.kind == APP:
+            return CatalogRecord(app=_app(change.key, change.payload))
+        if change.kind == ORGANIZATION:
+            present = organizations.get(change.key)
+            return CatalogRecord(organization=_organization(change.key, change.payload, present))
+        if change.kind == LIMITS:
+            return _limited(organizations.get(change.key), change.payload)
+        if change.kind == IMAGE_ALIAS:
+            return CatalogRecord(image_alias=_image_alias(change.key, change.payload))
+        return None
+    except (KeyError, TypeError) as error:
+        what = f"the {change.kind} {change.key[:80]!r}"
+        raise ValueError(f"the centre's record of {what} is not what is known here: {error!r}") from error
+
+
+def records_of(
+    changes: Iterable[Change], organizations: Mapping[str, OrganizationRecord]
+) -> list[CatalogRecord | None]:
+    """The record that each of `changes` makes, as `record_of`, each upon those before it."""
+    catalog = Catalog(organizations=dict(organizations))
+    made = []
+    for change in changes:
+        record = record_of(change, catalog.organizations)
+        made.append(record)
+        if record is not None and record.HasField("organization"):
+            catalog.take(record.organization)
+    return made
+
+
+def catalog_of(records: Iterable[Change]) -> Catalog:
+    """The catalog that a snapshot of the centre makes. Raises ValueError as `record_of`."""
+    catalog = Catalog()
+    # Limits come after the organizations that they are of.
+    for change in sorted(records, key=lambda record: record.kind == LIMITS):
+        made = record_of(change, catalog.organizations)
+        if made is not None:
+            catalog.take(plain(made))
+    return catalog
+
+
+def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
+    """What has to be recorded for the catalog `present` to become `wanted`: deletions first, since names may return."""
+    gone: list[CatalogRecord] = []
+    gone += [CatalogRecord(app=AppRecord(id=i, deleted=True)) for i in present.apps.keys() - wanted.apps.keys()]
+    gone += [
+        CatalogRecord(organization=OrganizationRecord(id=i, deleted=True))
+        for i in present.organizations.keys() - wanted.organizations.keys()
+    ]
+    gone += [
+        CatalogRecord(image_alias=ImageAliasRecord(alias=alias, deleted=True))
+        for alias in present.image_aliases.keys() - wanted.image_aliases.keys()
+    ]
+    new: list[CatalogRecord] = []
+    new += [
+        CatalogRecord(organization=record)
+        for i, record in wanted.organizations.items()
+        if present.organizations.get(i) != record
+    ]
+    new += [CatalogRecord(app=app) for i, app in wanted.apps.items() if present.apps.get(i) != app]
+    new += [
+        CatalogRecord(image_alias=record)
+        for alias, record in wanted.image_aliases.items()
+        if present.image_aliases.get(alias) != record
+    ]
+    return gone + new
+
+
+def too_many_deletions(records: Iterable[CatalogRecord], present: Catalog, *, share: float, count: int) -> str:
+    """Why `records` would delete too much of the catalog `present`, for people; empty when they do not.
+
+    Too much is more than `share` (0..1) of the apps or of the organizations, if these are `count` at least. What a
+    later record brings back is not deleted.
+    """
+    gone: dict[str, dict[str, bool]] = {APP: {}, ORGANIZATION: {}}
+    for record in records:
+        inner = plain(record)
+        if isinstance(inner, AppRecord):
+            gone[APP][inner.id] = inner.deleted
+        elif isinstance(inner, OrganizationRecord):
+            gone[ORGANIZATION][inner.id] = inner.deleted
+    there: Mapping[str, Mapping[str, object]] = {APP: present.apps, ORGANIZATION: present.organizations}
+    reasons = []
+    for kind, touched in gone.items():
+        deleted = sum(1 for key, is_gone in touched.items() if is_gone and key in there[kind])
+        if deleted >= count and deleted > share * len(there[kind]):
+            reasons.append(f"{deleted} of {len(there[kind])} {kind}s")
+    return f"they delete {' and '.join(reasons)}" if reasons else ""
+
+
+def deletions(records: Iterable[CatalogRecord]) -> int:
+    """How many of `records` are deletions of apps or organizations."""
+    return sum(
+        1 for record in map(plain, records) if isinstance(record, AppRecord | OrganizationRecord) and record.deleted
+    )
+
+
+def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasRecord:
+    """What a record is about. Raises ValueError for an empty one."""
+    match record.WhichOneof("record"):
+        case "app":
+            return record.app
+        case "organization":
+            return record.organization
+        case "image_alias":
+            return record.image_alias
+        case _:
+            raise ValueError("the record is empty")
+
+
+def _take(records: dict[str, R], key: str, record: R, deleted: bool) -> None:
+    if deleted:
+        records.pop(key, None)
+    else:
+        records[key] = record
+
+
+def _app(key: str, payload: Json | None) -> AppRecord:
+    if payload is None:
+        return AppRecord(id=key, deleted=True)
+    created_at = Timestamp()
+    created_at.FromMicroseconds(round(payload["created_at"] * 1e6))
+    return AppRecord(
+        id=payload["id"],
+        name=payload["name"],
+        organization_slug=payload["organization_slug"],
+        internal_numeric_id=payload["internal_numeric_id"],
+        network=payload["network"],
+        app_role=payload["role"],
+        home_cell=payload["home_cell"],
+        created_at=created_at,
+    )
+
+
+def _organization(key: str, payload: Json | None, present: OrganizationRecord | None) -> OrganizationRecord:
+    if payload is None:
+        return OrganizationRecord(id=key, deleted=True)
+    return OrganizationRecord(
+        id=payload["id"],
+        slug=payload["slug"],
+        name=payload["name"],
+        internal_numeric_id=payload["internal_numeric_id"],
+        type=payload["type"],
+        paid_plan=payload["paid_plan"],
+        limits=present.limits if present is not None and present.HasField("limits") else None,
+    )
+
+
+def _limited(present: OrganizationRecord | None, payload: Json | None) -> CatalogRecord | None:
+    if present is None:
+        return None
+    limited = OrganizationRecord()
+    limited.CopyFrom(present)
+    limited.ClearField("limits")
+    if payload is not None:
+        bounds = {
+            "max_cpus": payload["cpus"],
+            "max_memory_bytes": payload["memory_mb"] and payload["memory_mb"] * MB,
+            "max_gpus": payload["gpus"],
+            "max_machines": payload["machines"],
+        }
+        limited.limits.CopyFrom(OrganizationLimits(**bounds))
+    return CatalogRecord(organization=limited)
+
+
+def _image_alias(key: str, payload: Json | None) -> ImageAliasRecord:
+    if payload is None:
+        return ImageAliasRecord(alias=key, deleted=True)
+    return ImageAliasRecord(alias=payload["name"], reference=payload["reference"], digest=payload["digest"])
