@@ -11,10 +11,11 @@ from skerry.store.v1 import store_pb2
 from skerry.store.v1.catalog_store_pb2 import PutCatalogRecordsRequest
 from skerry.store.v1.store_pb2 import AppRecord
 
-from services.central_sync.calls import CENTRE, Refusal
+from services.central_sync.calls import Refusal
 from services.central_sync.central_client import INVALID, NAME_TAKEN, NOT_FOUND, App, CentralClient
 from services.central_sync.records import app_of
 from services.runtime.clock import Clock
+from services.runtime.edges import CENTRAL
 from services.runtime.errors import DependencyDown, InvalidConfig, NameTaken, NotFound, SkerryError
 from services.runtime.ids import new_ulid
 
@@ -123,8 +124,8 @@ class Apps:
             record = app_of(app)
         except ValueError as error:
             raise DependencyDown(
-                f"{CENTRE} answers an app in a form that is not known here",
-                metadata={"dependency": CENTRE},
+                f"{CENTRAL} answers an app in a form that is not known here",
+                metadata={"dependency": CENTRAL},
                 retry_after=_RETRY_AFTER,
             ) from error
         await self._catalog.PutCatalogRecords(PutCatalogRecordsRequest(records=[record]), timeout=_STORE_SECONDS)
@@ -148,7 +149,7 @@ def _error(error: Refusal) -> SkerryError:
     if kind is not None:
         return kind(error.message)
     return DependencyDown(
-        f"{CENTRE} refuses ({error.code}): {error.message}",
-        metadata={"dependency": CENTRE, "code": error.code},
+        f"{CENTRAL} refuses ({error.code}): {error.message}",
+        metadata={"dependency": CENTRAL, "code": error.code},
         retry_after=_RETRY_AFTER,
     )

@@ -21,12 +21,10 @@ from services.central_sync.breaker import Breaker, Changed, State
 from services.central_sync.settings import CallClass, CallSettings
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.edges import CENTRAL
 from services.runtime.errors import DependencyDown
 from services.runtime.registry import remaining
 from services.runtime.telemetry import log
-
-CENTRE = "central"
-"""How the centre is named as a dependency."""
 
 _RETRY_AFTER = 1.0
 _BACKOFF = 0.02
@@ -204,9 +202,9 @@ class Calls:
         since = since.replace("+00:00", "Z")
         retry_after = max(breaker.seconds_to_probe, _RETRY_AFTER)
         return DependencyDown(
-            f"{CENTRE} does not answer calls of the class {self._class} since {since} ({why}); "
+            f"{CENTRAL} does not answer calls of the class {self._class} since {since} ({why}); "
             f"try again in {retry_after:.0f} s",
-            metadata={"dependency": CENTRE, "since": since, "call_class": self._class},
+            metadata={"dependency": CENTRAL, "since": since, "call_class": self._class},
             retry_after=retry_after,
         )
 

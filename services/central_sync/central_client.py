@@ -15,11 +15,15 @@ import httpx
 import orjson
 from opentelemetry.trace import Span, Status, StatusCode
 
-from services.central_sync.calls import CENTRE, Attempt, Calls, Failure, Refusal
+from services.central_sync.calls import Attempt, Calls, Failure, Refusal
 from services.central_sync.settings import CallClass, CentralSyncSettings
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.edges import CENTRAL, counts_of
+from services.runtime.guard import path_of, stay_in_region
 from services.runtime.telemetry import current_baggage, current_traceparent, traceparent_of
+
+SERVICE = "central-sync"
 
 CYCLE = "DEPENDENCY_CYCLE"
 INVALID = "INVALID"
@@ -146,19 +150,21 @@ def plain_http(connections: int) -> httpx.AsyncClient:
 
 
 class CentralClient:
-    """The centre's operations. All raise DependencyDown when it does not answer, and Refusal when it answers no."""
+    """The centre's operations. All raise DependencyDown when it does not answer, Refusal when it answers no, and
+    ForbiddenDependency on behalf of a request that must not leave its region."""
 
     def __init__(
         self,
         settings: CentralSyncSettings,
         *,
         cell: str,
+        place: str,
         clock: Clock,
         random: Random,
         http: HttpFactory = plain_http,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change` is called when a breaker changes its state."""
+        """`place` names the cell on the path of a call ("syd-1"). `on_change` hears of every change of a breaker."""
         self.calls = {
             name: Calls(name, bounds, cell=cell, clock=clock, random=random, on_change=on_change)
             for name, bounds in settings.calls.items()
@@ -170,7 +176,9 @@ class CentralClient:
         self._asked = 0
         self._authorization = f"Bearer {settings.token.get_secret_value()}"
         self._cell = cell
-        self._tracer = telemetry.tracer("central-sync")
+        self._here = f"{place}/{SERVICE}"
+        self._edge = counts_of(SERVICE, CENTRAL)
+        self._tracer = telemetry.tracer(SERVICE)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -254,6 +262,7 @@ class CentralClient:
         idempotent: bool,
         patience: float = 0.0,
     ) -> T:
+        stay_in_region(self._here, CENTRAL)
         attempt = self._attempt(operation, variables, parse)
         return await self.calls[call_class].run(attempt, idempotent=idempotent, patience=patience)
 
@@ -268,8 +277,9 @@ class CentralClient:
         return attempt
 
     async def _ask(self, operation: str, variables: Json, seconds: float) -> Json:
-        span = self._tracer.call(f"graphql {operation}", {"peer.service": CENTRE, "graphql.operation.name": operation})
+        span = self._tracer.call(f"graphql {operation}", {"peer.service": CENTRAL, "graphql.operation.name": operation})
         code = StatusCode.ERROR
+        self._edge.calls += 1
         try:
             data = await self._post(operation, variables, seconds, span)
             code = StatusCode.OK
@@ -277,6 +287,9 @@ class CentralClient:
         except Refusal as error:
             if span:
                 span.set_attribute("skerry.code", error.code)
+            raise
+        except Failure:
+            self._edge.errors += 1
             raise
         finally:
             if span:
@@ -288,8 +301,8 @@ class CentralClient:
         headers = {"authorization": self._authorization, "content-type": "application/json"}
         if traceparent := traceparent_of(span) if span else current_traceparent():
             headers["traceparent"] = traceparent
-        if baggage := current_baggage():
-            headers["baggage"] = baggage
+        # What nobody asked for, such as the pull, begins its path here.
+        headers["baggage"] = current_baggage() or path_of(self._here)
         asked = self._asked
         try:
             response = await self._http.post(

@@ -16,10 +16,11 @@ from skerry.store.v1.plan_store_pb2 import CentralConversion, KeepConversionsReq
 from skerry.sync.v1.sync_pb2 import CentralPart, ConvertPartsRequest, FieldViolation, WantedPart
 from skerry.types.v1.spec_pb2 import MachineSpec
 
-from services.central_sync.calls import CENTRE, Refusal
+from services.central_sync.calls import Refusal
 from services.central_sync.central_client import CYCLE, INVALID, CentralClient, Converter, PartAnswer
 from services.central_sync.config_json import public_json
 from services.runtime import telemetry
+from services.runtime.edges import CENTRAL
 from services.runtime.errors import DependencyDown, ForbiddenDependency, InvalidConfig, SkerryError
 from services.runtime.telemetry import log
 
@@ -68,7 +69,7 @@ class Conversions:
         if not missing:
             return cached
         answers = await self._ask(request, missing)
-        _cached.labels(self._cell, CENTRE).inc(len(missing))
+        _cached.labels(self._cell, CENTRAL).inc(len(missing))
         self._keep_later(missing, answers)
         return [*cached, *answers]
 
@@ -193,11 +194,11 @@ def _central_part(answer: PartAnswer) -> CentralPart:
 def _refused(names: str, error: Refusal) -> SkerryError:
     if error.code == CYCLE:
         chain = str(error.extensions.get("chain") or "")
-        return ForbiddenDependency(f"{names}: {error.message}", metadata={"chain": chain, "dependency": CENTRE})
+        return ForbiddenDependency(f"{names}: {error.message}", metadata={"chain": chain, "dependency": CENTRAL})
     if error.code == INVALID:
         return InvalidConfig(f"{names}: the centre does not take the request: {error.message}")
     return DependencyDown(
-        f"{names}: {CENTRE} cannot convert: {error.message}",
-        metadata={"dependency": CENTRE, "code": error.code},
+        f"{names}: {CENTRAL} cannot convert: {error.message}",
+        metadata={"dependency": CENTRAL, "code": error.code},
         retry_after=_RETRY_AFTER,
     )

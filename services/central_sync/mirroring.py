@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.message import Message
+from skerry.handover.v1.plan_pb2 import Plan
 from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
 
@@ -22,6 +22,9 @@ WORKER = "worker"
 PLAN = "plan"
 NOTHING = "nothing"
 """Kind of a revision that the centre has no use for."""
+
+Record = MachineRecord | WorkerRecord | Plan
+"""What the region is the origin of."""
 
 
 def events_of(changes: Iterable[Change], after: int, up_to: int) -> list[MirrorEvent]:
@@ -52,7 +55,7 @@ def slices(events: Sequence[MirrorEvent], most: int) -> Iterable[Sequence[Mirror
     return (events[at : at + most] for at in range(0, len(events), most))
 
 
-def payload_of(record: Message | None) -> dict[str, Any] | None:
+def payload_of(record: Record | None) -> dict[str, Any] | None:
     """What the centre keeps of a record; None when it is gone, or nothing for the centre."""
     match record:
         case MachineRecord():
@@ -66,10 +69,10 @@ def payload_of(record: Message | None) -> dict[str, Any] | None:
                 "cordoned": record.cordoned,
                 "status": _name(HostStatus.Name(record.status), "HOST_STATUS_"),
             }
-        case None:
-            return None
-        case _:
+        case Plan():
             return json_format.MessageToDict(record, preserving_proto_field_name=True)
+        case _:
+            return None
 
 
 def _machine(record: MachineRecord) -> dict[str, Any]:
@@ -93,14 +96,14 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
     return payload
 
 
-def _record_of(change: Change) -> tuple[str, str, Message | None]:
+def _record_of(change: Change) -> tuple[str, str, Record | None]:
     match change.WhichOneof("record"):
         case "machine":
             return MACHINE, change.machine.id, change.machine
         case "worker":
             return WORKER, change.worker.id, change.worker
         case "plan":
-            return PLAN, PLAN, getattr(change, PLAN)
+            return PLAN, PLAN, change.plan
         case _:
             return NOTHING, "", None
 

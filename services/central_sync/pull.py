@@ -25,6 +25,7 @@ from services.central_sync.reading import read_catalog
 from services.central_sync.records import (
     LIMITS,
     ORGANIZATION,
+    Catalog,
     catalog_of,
     deletions,
     differences,
@@ -213,12 +214,13 @@ class Pull:
         known = await self._catalog.GetCatalogState(GetCatalogStateRequest(), timeout=STORE_SECONDS)
         feed = (await self._client.snapshot(None, 1)).position.feed
         at = Position(feed, known.position)
-        of_this_feed = await self._marks.get(DUTY) == _number_of(feed)
+        followed = await self._marks.get(DUTY)
+        of_this_feed = followed == _number_of(feed)
         self._held_up_to = await self._marks.get(HELD)
         while True:
             batch = await self._next(at) if of_this_feed else None
             if batch is None:
-                batch = await self._whole(at.number)
+                batch = await self._whole(at.number, only_add=not followed)
             reason = await self._reason_to_hold(batch)
             if reason and not await self._hold(batch, reason):
                 # It is read again: the centre may have put it right.
@@ -226,7 +228,7 @@ class Pull:
             await self._apply(term, batch)
             if not of_this_feed or batch.position.feed != at.feed:
                 await self._marks.set_as_leader(DUTY, term, _number_of(batch.position.feed))
-                of_this_feed = True
+                followed, of_this_feed = _number_of(batch.position.feed), True
             at = batch.position
             await self._tell(batch)
 
@@ -256,8 +258,8 @@ class Pull:
         records = [(change.number, record) for change, record in zip(changes, made, strict=True) if record is not None]
         return Batch(at.number, position, records, as_of)
 
-    async def _whole(self, after: int) -> Batch:
-        """What differs between the catalog and the centre's."""
+    async def _whole(self, after: int, *, only_add: bool) -> Batch:
+        """What differs between the catalog and the centre's. What a region had before there was a centre, it keeps."""
         # The catalog is read first. What comes into it later, by a call and not by the feed, is newer than the
         # snapshot may be: it must not look as if the centre had deleted it.
         present = await read_catalog(self._store)
@@ -268,7 +270,8 @@ class Pull:
         while page.next_page is not None:
             page = await self._client.snapshot(page.next_page, self._settings.batch)
             records += page.records
-        changed = differences(present, catalog_of(records))
+        wanted = catalog_of(records)
+        changed = differences(Catalog() if only_add else present, wanted)
         log.info("catalog_snapshot_taken", records=len(records), differences=len(changed), position=str(page.position))
         return Batch(after, page.position, [(0, record) for record in changed], as_of)
 

@@ -60,6 +60,7 @@ class CentralSyncService(CentralSyncServicer):
         cell: str,
         region: str,
         instance: str,
+        place: str = "",
         clock: Clock,
         random: Random,
         http: HttpFactory = plain_http,
@@ -67,7 +68,8 @@ class CentralSyncService(CentralSyncServicer):
     ) -> None:
         """`store` is a channel to the machine-store of `cell`, which knows this central-sync as `instance`.
 
-        `http` makes the HTTP client for the centre.
+        `place` names the cell on the path of calls that begin here ("syd-1"); its number does where it is empty. `http`
+        makes the HTTP client for the centre.
         """
         machines, catalog = MachineStoreStub(store), CatalogStoreStub(store)
         # An instance that was started again is not the one before: that one may still be there, paused.
@@ -76,7 +78,7 @@ class CentralSyncService(CentralSyncServicer):
         self._clock = clock
         self._news = _News()
         self._client = CentralClient(
-            settings, cell=cell, clock=clock, random=random, http=http, on_change=self._news.tell
+            settings, cell=cell, place=place or cell, clock=clock, random=random, http=http, on_change=self._news.tell
         )
         self._conversions = Conversions(self._client, PlanStoreStub(store), cell=cell, waiting=settings.keep_waiting)
         self._apps = Apps(
