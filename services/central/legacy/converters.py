@@ -424,7 +424,7 @@ def one_port(asked: Json, protocol: str, field: str, wrong: Wrong) -> Json:
         ),
     }
     options = get_dict(asked, "http_options", f"{field}.http_options", wrong)
-    if any(is_set(options, key) for key in HTTP_FIELDS):
+    if options.get("response") is not None or any(is_set(options, key) for key in HTTP_FIELDS):
         spec["http"] = http_options(options, f"{field}.http_options", wrong)
     return spec
 
@@ -486,8 +486,6 @@ def http_options(options: Json, field: str, wrong: Wrong) -> Json:
 def response_headers(response: Json, field: str, wrong: Wrong) -> Json:
     headers: Json = {}
     for name, value in get_dict(response, "headers", field, wrong).items():
-        if value is None:
-            continue
         at = entry(field, name)
         check_header_name(name, at, wrong)
         values = [value] if isinstance(value, str) else value
@@ -497,7 +495,7 @@ def response_headers(response: Json, field: str, wrong: Wrong) -> Json:
             for one in values:
                 check_header_value(one, at, wrong)
             headers[name] = values
-        else:
+        elif value is not None:
             note(wrong, at, "must be a string, a list of strings, or false")
     return headers
 
@@ -986,7 +984,7 @@ def persistence(holder: Json, key: str, field: str, wrong: Wrong) -> str:
     if isinstance(value, int | str | None) and not isinstance(value, bool) and value in PERSISTS:
         return PERSISTS[value]
     note(wrong, field, f"must be never, restart or always, is {quoted(value)}")
-    return ""
+    return quoted(value)
 
 
 # --- all -----------------------------------------------------------------------------------------------------------

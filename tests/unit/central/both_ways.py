@@ -49,11 +49,16 @@ def read(config: dict[str, Any]) -> MachineConfig:
     return decode(MachineConfig, json.dumps(config).encode())[0]
 
 
-def differing_parts(config: dict[str, Any], facts: dict[str, Any] | None = None) -> dict[str, tuple[Outcome, Outcome]]:
-    """Part to (what the region makes of it, what the centre makes of it), where they differ."""
-    message = read(config)
-    both = {p: (in_the_region(p, message, facts), in_the_centre(p, config, facts)) for p in REGION}
-    return {part: (ours, theirs) for part, (ours, theirs) in both.items() if ours != theirs}
+def differing_parts(
+    config: dict[str, Any], facts: dict[str, Any] | None = None, message: MachineConfig | None = None
+) -> dict[str, tuple[Outcome, Outcome]]:
+    """Part to (what the region makes of it, what the centre makes of it), where they differ.
+
+    `message` is the configuration as the region has it; it is read from `config` if it is not given.
+    """
+    ours = message or read(config)
+    both = {p: (in_the_region(p, ours, facts), in_the_centre(p, config, facts)) for p in REGION}
+    return {part: (here, there) for part, (here, there) in both.items() if here != there}
 
 
 def _plain(message: Any) -> dict[str, Any]:
