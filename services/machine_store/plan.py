@@ -165,7 +165,7 @@ class Plans:
         plan, changes = changed_plan(before, entries, at)
         if not changes:
             return plan
-        present: int = await self._database.fetchval(
+        present: int | None = await self._database.fetchval(
             _SQL["change_plan"],
             expected_epoch,
             to_json(plan),
@@ -176,7 +176,7 @@ class Plans:
             evidence,
             at,
         )
-        if present != plan.epoch:
+        if present is not None:
             raise _moved_on(expected_epoch, present)
         for entry, after in changes:
             log.info(

@@ -91,8 +91,8 @@ END
 $$
 
 -- name: function_change_plan
--- Put `wanted`, with its entries that changed, in the place of the plan of epoch `expected`. Answers the present epoch, which
--- is another one than `wanted`'s when nothing was written.
+-- Put `wanted`, with its entries that changed, in the place of the plan of epoch `expected`. Answers null, or the present epoch
+-- when that is another one: nothing is written then.
 CREATE FUNCTION change_plan(
     expected bigint, wanted jsonb, befores jsonb[], afters jsonb[], who text, why text, evidence text, at timestamptz
 ) RETURNS bigint
@@ -114,7 +114,7 @@ BEGIN
     SELECT present, changed.after ->> 'part', at, who, why, changed.before, changed.after, evidence
     FROM unnest(befores, afters) AS changed (before, after);
     INSERT INTO log (revision, kind, id, record) VALUES (head, 4, 'plan', wanted);
-    RETURN present;
+    RETURN NULL;
 END
 $$
 
