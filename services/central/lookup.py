@@ -6,6 +6,7 @@ request came from the region, this closes a circle; a region that notices refuse
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -16,6 +17,9 @@ from services.central.errors import Cycle, RegionRefused, RegionUnreachable
 from services.runtime.telemetry import current_baggage, current_traceparent, log, traceparent_of, tracer
 
 DEPENDENCY_CYCLE = 508
+
+_CHAIN = re.compile(r"\S+(?: > \S+)+")
+"""A chain of services, as regions write it into their errors."""
 
 
 class VolumeLookup(Protocol):
@@ -73,7 +77,9 @@ class GatewayLookup:
 
 def _cycle(region: str, volume: str, answer: httpx.Response) -> Cycle:
     body = _body(answer)
-    chain = body.get("chain") or body.get("error", "")
+    said = str(body.get("chain") or body.get("error") or "")
+    found = _CHAIN.search(said)
+    chain = found[0].rstrip(":") if found else said
     log.warning("central_dependency_cycle", asked=region, chain=chain)
     return Cycle(f"the region {region} refuses to say where {volume} is: {body.get('error', '')}", {"chain": chain})
 
