@@ -58,6 +58,8 @@ class MeshSettings(Settings):
     """How the centre is reached."""
     central_gateway_token: SecretStr | None = None
     """The token that names the centre, where it calls a gateway."""
+    drill_no_guard: bool = False
+    """The dependency guard refuses nothing. Only a drill takes it away."""
     handover: HandoverSettings = HandoverSettings()
     """The hand-over of conversion."""
 

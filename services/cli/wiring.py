@@ -16,6 +16,7 @@ import grpc
 import uvloop
 
 from services.cli.mesh import (
+    CENTRAL_SYNC,
     CONFIG_CONVERTER,
     GATEWAY,
     HOST,
@@ -28,19 +29,20 @@ from services.cli.mesh import (
     Process,
 )
 from services.cli.settings import MeshSettings, central_settings_of, settings_of, workers_of
-from services.runtime import telemetry
+from services.runtime import introspection, telemetry
 from services.runtime.channels import connect, local
 from services.runtime.clock import SystemClock
 from services.runtime.component import Component
 from services.runtime.errors import InvalidConfig, SkerryError
 from services.runtime.process import run_process
+from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry
 from services.runtime.server import Server
 from services.runtime.telemetry import log
 
 _GC_THRESHOLDS = (20_000, 50, 100)
 
-SERVICES_OF_A_SET = (MACHINE_STORE, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
+SERVICES_OF_A_SET = (MACHINE_STORE, CENTRAL_SYNC, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
 """What a set holds, and the region's workers with it where they have no processes of their own."""
 
 
@@ -87,11 +89,21 @@ class Composition:
         self._components: list[Component] = []
         self._servers: list[Server] = []
         self._background: dict[str, Coroutine[Any, Any, Any]] = {}
-        self._internal = {name: Registry(service=name, secret=self._secret) for name in names if name != GATEWAY}
+        self._place = _place(settings)
+        self._guard = not settings.drill_no_guard
+        if not self._guard:
+            log.warning("protections_off", settings=["drill_no_guard"])
+        self._internal = {
+            name: Registry(service=name, secret=self._secret, place=self._place, guard=self._guard)
+            for name in names
+            if name != GATEWAY
+        }
         for name in names:
             _BUILDERS[name](self)
         if self._internal and settings.addresses.internal:
-            self._servers.append(Server([*self._internal.values()], settings.addresses.internal))
+            told = Registry(service=introspection.NAME, secret=self._secret, place=self._place, guard=self._guard)
+            introspection.register(told)
+            self._servers.append(Server([*self._internal.values(), told], settings.addresses.internal))
 
     async def run(self) -> int:
         """Serve until the process is asked to end; returns its exit status. Raises OSError for an address in use."""
@@ -125,13 +137,41 @@ class Composition:
             region=self._settings.region,
             clock=self._clock,
             random=self._random,
+            initial_plan=self._settings.plan,
         )
         self._add(MACHINE_STORE, store)
 
     def _add_converter(self) -> None:
         from services.config_converter.service import ConfigConverterService
 
-        self._add(CONFIG_CONVERTER, ConfigConverterService())
+        converter = ConfigConverterService(
+            self._channel(CONFIG_CONVERTER, MACHINE_STORE),
+            self._channel(CONFIG_CONVERTER, CENTRAL_SYNC),
+            cell=self._settings.cell,
+            region=self._settings.region,
+            instance=self._settings.instance,
+            clock=self._clock,
+            random=self._random,
+            settings=self._settings.handover,
+            tell_health=self._tell_health,
+        )
+        self._add(CONFIG_CONVERTER, converter)
+
+    def _add_central_sync(self) -> None:
+        from services.central_sync.service import CentralSyncService
+
+        if self._settings.central_sync is None:
+            raise InvalidConfig("central-sync needs to know the centre: central_sync.urls and central_sync.token")
+        sync = CentralSyncService(
+            self._channel(CENTRAL_SYNC, MACHINE_STORE),
+            self._settings.central_sync,
+            cell=self._settings.cell,
+            region=self._settings.region,
+            instance=self._settings.instance,
+            clock=self._clock,
+            random=self._random,
+        )
+        self._add(CENTRAL_SYNC, sync)
 
     def _add_scheduler(self) -> None:
         from services.scheduler.service import SchedulerService
@@ -162,7 +202,6 @@ class Composition:
     def _add_gateway(self) -> None:
         from gateway.rest.door import RestDoor
         from gateway.service import GatewayService, public_interceptors
-        from services.runtime.regions import RegionMap
 
         settings, addresses = self._settings, self._settings.addresses
         if settings.region_map is None:
@@ -171,13 +210,20 @@ class Composition:
             store=self._channel(GATEWAY, MACHINE_STORE),
             converter=self._channel(GATEWAY, CONFIG_CONVERTER),
             scheduler=self._channel(GATEWAY, SCHEDULER),
+            central_sync=self._channel(GATEWAY, CENTRAL_SYNC),
             cell=settings.cell,
             regions=RegionMap.load(settings.region_map),
             clock=self._clock,
             random=self._random,
         )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
-        public = Registry(service=GATEWAY, interceptors=public_interceptors(tokens))
+        central = settings.central_gateway_token
+        public = Registry(
+            service=GATEWAY,
+            place=self._place,
+            guard=self._guard,
+            interceptors=public_interceptors(tokens, central.get_secret_value() if central else None),
+        )
         gateway.register(public)
         self._components.append(gateway)
         if addresses.public_grpc:
@@ -185,7 +231,7 @@ class Composition:
         if addresses.public_rest:
             host, _, port = addresses.public_rest.rpartition(":")
             door = RestDoor(
-                local(public, caller=f"{settings.cell}/rest", callee=GATEWAY, secret=None),
+                local(public, caller=f"{self._place}/rest", callee=GATEWAY, secret=None),
                 host=host,
                 port=int(port),
                 ready=lambda: gateway.is_ready,
@@ -194,13 +240,17 @@ class Composition:
             )
             self._components.append(door)
 
+    async def _tell_health(self, name: str, serving: bool) -> None:
+        for server in self._servers:
+            await server.set_serving(serving, name)
+
     def _add(self, name: str, service: Component) -> None:
         service.register(self._internal[name])
         self._components.append(service)
 
     def _channel(self, caller: str, callee: str) -> grpc.aio.Channel:
         """How `caller`, which lives in this process, reaches `callee`. Raises InvalidConfig."""
-        name = f"{self._settings.cell}/{caller}"
+        name = f"{self._place}/{caller}"
         if callee in self._internal:
             return local(self._internal[callee], caller=name, callee=callee, secret=self._secret)
         if not (addresses := self._settings.peers.get(callee)):
@@ -210,11 +260,17 @@ class Composition:
 
 _BUILDERS: Mapping[str, Callable[[Composition], None]] = {
     MACHINE_STORE: Composition._add_store,
+    CENTRAL_SYNC: Composition._add_central_sync,
     CONFIG_CONVERTER: Composition._add_converter,
     SCHEDULER: Composition._add_scheduler,
     WORKER: Composition._add_workers,
     GATEWAY: Composition._add_gateway,
 }
+
+
+def _place(settings: MeshSettings) -> str:
+    """What the dependency guard calls the cell: "syd-1", the region's first."""
+    return RegionMap.load(settings.region_map).place_of(settings.cell) if settings.region_map else settings.cell
 
 
 async def _settle_memory() -> None:
