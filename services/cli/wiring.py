@@ -292,7 +292,7 @@ async def stop_machines(mesh: Mesh, region: str, timeout: float) -> None:
 
     workers = [worker for worker in workers_of(mesh, region) if worker.data.exists()]
     addresses = mesh.addresses(region, MACHINE_STORE)
-    async with connect(addresses, caller=f"{mesh.cell(region)}/cli", callee=MACHINE_STORE, secret=None) as store:
+    async with connect(addresses, caller=f"{mesh.cell(region)}/cli", callee=MACHINE_STORE, secret=mesh.secret) as store:
         service = WorkerService(
             store, workers, region=region, cell=mesh.cell(region), clock=SystemClock(), random=Random()
         )

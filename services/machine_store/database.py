@@ -14,6 +14,7 @@ from services.runtime.errors import Conflict, DependencyDown, SkerryError
 from services.runtime.telemetry import log
 
 Row: TypeAlias = asyncpg.Record
+Connection: TypeAlias = asyncpg.Connection
 
 TERM_OVER = "SK001"
 """The SQLSTATE of a write under a term that is over."""

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-import asyncpg
 from google.protobuf.json_format import MessageToJson, ParseDict
 from google.protobuf.message import Message
 from skerry.handover.v1.plan_pb2 import (
@@ -23,7 +22,7 @@ from skerry.handover.v1.plan_pb2 import (
 )
 from skerry.store.v1.plan_store_pb2 import Comparisons, RegisterConverterRequest
 
-from services.machine_store.database import Database, Row
+from services.machine_store.database import Connection, Database, Row
 from services.machine_store.queries import load
 from services.machine_store.records import check_text, moment, storable, timestamp
 from services.machine_store.workers import age
@@ -120,7 +119,7 @@ def changed_plan(
 
 
 async def make_first_plan(
-    connect: Callable[[], Awaitable[asyncpg.Connection]], initial: InitialPlan, at: datetime
+    connect: Callable[[], Awaitable[Connection]], initial: InitialPlan, at: datetime
 ) -> None:
     """Make the first plan of the database that `connect` reaches, unless it has one. Raises what asyncpg raises.
 
