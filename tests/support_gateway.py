@@ -18,10 +18,13 @@ import httpx
 from skerry.machines.v1.machines_pb2_grpc import MachinesStub
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+from skerry.sync.v1.sync_pb2_grpc import add_CentralSyncServicer_to_server
 from skerry.types.v1.machine_pb2 import MachineExitEvent
 from skerry.types.v1.resources_pb2 import Resources
 
+from gateway.auth import admission
 from gateway.rest.door import RestDoor
+from gateway.routing import Connect, connect_in_the_clear
 from gateway.service import GatewayService, public_interceptors
 from services.config_converter.service import ConfigConverterService
 from services.machine_store.service import MachineStoreService
@@ -35,6 +38,7 @@ from services.runtime.tasks import run_forever
 from services.scheduler.service import SchedulerService
 
 TOKEN = "development-token-of-the-tests"
+CENTRAL_TOKEN = "token-of-the-centre"
 CELL = "001"
 REGIONS = RegionMap(
     [
@@ -198,18 +202,28 @@ async def running(components: list[Component]) -> AsyncIterator[None]:
         await asyncio.gather(work, all_ready, return_exceptions=True)
 
 
-def gateway_of(registries: Mapping[str, Registry], clock: SystemClock, random: Random) -> GatewayService:
+def gateway_of(
+    registries: Mapping[str, Registry],
+    clock: SystemClock,
+    random: Random,
+    *,
+    cell: str = CELL,
+    regions: RegionMap = REGIONS,
+    connect: Connect = connect_in_the_clear,
+) -> GatewayService:
     def channel(callee: str) -> grpc.aio.Channel:
-        return local(registries[callee], caller=f"{CELL}/gateway", callee=callee, secret="of-the-set")
+        return local(registries[callee], caller=f"{regions.place_of(cell)}/gateway", callee=callee, secret="of-the-set")
 
     return GatewayService(
         store=channel("machine-store"),
         converter=channel("config-converter"),
         scheduler=channel("scheduler"),
-        cell=CELL,
-        regions=REGIONS,
+        cell=cell,
+        regions=regions,
         clock=clock,
         random=random,
+        connect=connect,
+        central_sync=channel("central-sync") if "central-sync" in registries else None,
     )
 
 
@@ -221,30 +235,45 @@ async def region(
     scheduler: type[SchedulerService] = SchedulerService,
     random: Random | None = None,
     capacity: Resources = PLENTY,
+    cell: str = CELL,
+    regions: RegionMap = REGIONS,
+    connect_elsewhere: Connect = connect_in_the_clear,
+    central_sync: Callable[[Any], Any] | None = None,
 ) -> AsyncIterator[TestRegion]:
-    """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted."""
+    """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted.
+
+    `central_sync` makes the servicer of CentralSync, from a stub of the store.
+    """
     clock, random = SystemClock(), random or Random()
-    names = ("machine-store", "config-converter", "scheduler")
-    registries = {name: Registry(service=name, secret="of-the-set") for name in names}
+    names: tuple[str, ...] = ("machine-store", "config-converter", "scheduler")
+    place = regions.place_of(cell)
+    if central_sync is not None:
+        names = (*names, "central-sync")
+    registries = {name: Registry(service=name, secret="of-the-set", place=place) for name in names}
     machine_stores = registries["machine-store"]
-    store_channel = local(machine_stores, caller=f"{CELL}/tests", callee="machine-store", secret="of-the-set")
-    public = Registry(service="gateway", interceptors=public_interceptors([TOKEN]))
-    gateway = gateway_of(registries, clock, random)
+    store_channel = local(machine_stores, caller=f"{place}/cli", callee="machine-store", secret="of-the-set")
+    if central_sync is not None:
+        add_CentralSyncServicer_to_server(central_sync(MachineStoreStub(store_channel)), registries["central-sync"])
+    public = Registry(service="gateway", place=place, interceptors=public_interceptors([TOKEN], CENTRAL_TOKEN))
+    gateway = gateway_of(registries, clock, random, cell=cell, regions=regions, connect=connect_elsewhere)
     gateway.register(public)
     door = RestDoor(
-        local(public, caller=f"{CELL}/rest", callee="gateway", secret=None),
+        local(public, caller=f"{place}/rest", callee="gateway", secret=None),
         host="127.0.0.1",
         port=0,
         ready=lambda: gateway.is_ready,
         clock=clock,
         random=random,
         grace=0.2,
+        admit=admission(public.guard, CENTRAL_TOKEN),
     )
     async with new_database(postgres) as dsn:
         inner: list[Component] = [
-            machine_store(lambda: dsn, cell=CELL, region="syd", clock=clock, random=Random()),
+            machine_store(
+                lambda: dsn, cell=cell, region=regions.region_of_cell(cell).code, clock=clock, random=Random()
+            ),
             ConfigConverterService(),
-            scheduler(store_channel, cell=CELL, instance="tests", clock=clock, random=Random()),
+            scheduler(store_channel, cell=cell, instance="tests", clock=clock, random=Random()),
         ]
         for component in inner:
             component.register(registries[component.name])
@@ -255,7 +284,7 @@ async def region(
         async with running(inner), running([worker, gateway, door]):
             address = f"127.0.0.1:{port}"
             async with (
-                connect([address], caller=f"{CELL}/tests", callee="gateway", secret=None) as channel,
+                connect([address], caller=f"{place}/cli", callee="gateway", secret=None) as channel,
                 httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.port}") as rest,
             ):
                 yield TestRegion(rest, door.port, address, MachinesStub(channel), stub, worker, gateway, registries)
