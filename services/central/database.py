@@ -177,7 +177,8 @@ async def ensure_database(dsn: str, name: str) -> str:
     connection = await connect(dsn, timeout=60)
     try:
         if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
-            with contextlib.suppress(asyncpg.DuplicateDatabaseError):
+            # Another instance may make it at the same moment, which PostgreSQL reports in either of two ways.
+            with contextlib.suppress(asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):
                 await connection.execute(f'CREATE DATABASE "{name}"')
     finally:
         await connection.close()
