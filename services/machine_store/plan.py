@@ -118,9 +118,7 @@ def changed_plan(
     return Plan(epoch=plan.epoch + 1, parts=[after.get(entry.part, entry) for entry in plan.parts]), changes
 
 
-async def make_first_plan(
-    connect: Callable[[], Awaitable[Connection]], initial: InitialPlan, at: datetime
-) -> None:
+async def make_first_plan(connect: Callable[[], Awaitable[Connection]], initial: InitialPlan, at: datetime) -> None:
     """Make the first plan of the database that `connect` reaches, unless it has one. Raises what asyncpg raises.
 
     A database that was written before there were plans has specs that its region converted: its plan is local.
