@@ -8,7 +8,7 @@ from typing import Any
 
 from services.cli import inside, processes
 from services.cli.console import AsJson, Directory, print_json, print_table, reports_errors, say
-from services.cli.mesh import GATEWAY, HOST, Mesh, Process
+from services.cli.mesh import HOST, Mesh, Process
 
 _CALL_SECONDS = 5.0
 _COLUMNS = ("FROM", "TO", "CALLS", "ERRORS", "ERROR RATE")
@@ -42,7 +42,7 @@ def _seen(mesh: Mesh) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]
     from services.runtime import telemetry
 
     telemetry.setup("cli", "", log_level="error")
-    alive = [process for process in processes.running(mesh) if process.service != GATEWAY and not process.is_central]
+    alive = [process for process in processes.running(mesh) if not process.is_central]
     calls: Counter[tuple[str, str]] = Counter()
     errors: Counter[tuple[str, str]] = Counter()
     for process, answer in zip(alive, asyncio.run(_ask(mesh, alive)), strict=True):

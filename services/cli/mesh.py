@@ -116,8 +116,7 @@ class Process:
         if self.is_central:
             return (self.rest, self.metrics)
         doors = (self.rest, self.grpc) if self.has_gateway else ()
-        inner = () if self.service == GATEWAY else (self.internal,)
-        return (*doors, *inner, self.metrics)
+        return (*doors, self.internal, self.metrics)
 
 
 class Mesh:

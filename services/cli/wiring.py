@@ -42,6 +42,9 @@ from services.runtime.telemetry import log
 
 _GC_THRESHOLDS = (20_000, 50, 100)
 
+REGIONAL = frozenset({MACHINE_STORE, SCHEDULER})
+"""Services that nothing of what they do may take out of the region."""
+
 SERVICES_OF_A_SET = (MACHINE_STORE, CENTRAL_SYNC, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
 """What a set holds, and the region's workers with it where they have no processes of their own."""
 
@@ -100,7 +103,7 @@ class Composition:
         }
         for name in names:
             _BUILDERS[name](self)
-        if self._internal and settings.addresses.internal:
+        if settings.addresses.internal:
             told = Registry(service=introspection.NAME, secret=self._secret, place=self._place, guard=self._guard)
             introspection.register(told)
             self._servers.append(Server([*self._internal.values(), told], settings.addresses.internal))
@@ -200,6 +203,7 @@ class Composition:
         self._add(WORKER, workers)
 
     def _add_gateway(self) -> None:
+        from gateway.auth import admission
         from gateway.rest.door import RestDoor
         from gateway.service import GatewayService, public_interceptors
 
@@ -217,12 +221,12 @@ class Composition:
             random=self._random,
         )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
-        central = settings.central_gateway_token
+        central = settings.central_gateway_token.get_secret_value() if settings.central_gateway_token else None
         public = Registry(
             service=GATEWAY,
             place=self._place,
             guard=self._guard,
-            interceptors=public_interceptors(tokens, central.get_secret_value() if central else None),
+            interceptors=public_interceptors(tokens, central),
         )
         gateway.register(public)
         self._components.append(gateway)
@@ -237,6 +241,7 @@ class Composition:
                 ready=lambda: gateway.is_ready,
                 clock=self._clock,
                 random=self._random,
+                admit=admission(public.guard, central),
             )
             self._components.append(door)
 
@@ -250,12 +255,12 @@ class Composition:
 
     def _channel(self, caller: str, callee: str) -> grpc.aio.Channel:
         """How `caller`, which lives in this process, reaches `callee`. Raises InvalidConfig."""
-        name = f"{self._place}/{caller}"
+        name, regional = f"{self._place}/{caller}", callee in REGIONAL
         if callee in self._internal:
-            return local(self._internal[callee], caller=name, callee=callee, secret=self._secret)
+            return local(self._internal[callee], caller=name, callee=callee, secret=self._secret, regional=regional)
         if not (addresses := self._settings.peers.get(callee)):
             raise InvalidConfig(f"{caller} needs the address of a {callee}: peers.{callee}")
-        return connect(addresses, caller=name, callee=callee, secret=self._secret)
+        return connect(addresses, caller=name, callee=callee, secret=self._secret, regional=regional)
 
 
 _BUILDERS: Mapping[str, Callable[[Composition], None]] = {

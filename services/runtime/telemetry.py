@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from random import getrandbits
 from typing import Any
 
@@ -152,7 +153,7 @@ class Tracer:
             _traceparent.set(header if _VALID_TRACEPARENT.fullmatch(header) else _new_traceparent())
             if header := carrier.get("baggage", ""):
                 _baggage_header.set(header)
-                if "," in header or not header.startswith(_OWN_BAGGAGE):
+                if not _is_own_baggage(header):
                     otel_context.attach(_baggage.extract(carrier, Context()))
             return None
         parent = _baggage.extract(carrier, _trace_context.extract(carrier, Context()))
@@ -201,6 +202,11 @@ def current_baggage() -> str:
 def carry_baggage(header: str) -> None:
     """Let the current request take `header` along from here on, in the place of the baggage that it came with."""
     _baggage_header.set(header)
+
+
+@lru_cache(1024)
+def _is_own_baggage(header: str) -> bool:
+    return all(member.lstrip().startswith(_OWN_BAGGAGE) for member in header.split(","))
 
 
 def _new_traceparent() -> str:
