@@ -258,6 +258,7 @@ class Plans:
             list(converter.serves),
             converter.applied_epoch,
             age(converter.lease, "lease"),
+            converter.unserved_conversions,
         )
 
     async def converters(self) -> list[RegisterConverterRequest]:
@@ -265,7 +266,10 @@ class Plans:
         found = []
         for row in await self._database.fetch(_SQL["list_converters"]):
             converter = RegisterConverterRequest(
-                name=row["name"], serves=row["serves"], applied_epoch=row["applied_epoch"]
+                name=row["name"],
+                serves=row["serves"],
+                applied_epoch=row["applied_epoch"],
+                unserved_conversions=row["unserved_conversions"],
             )
             converter.lease.FromTimedelta(row["lease"])
             found.append(converter)

@@ -40,19 +40,21 @@ SELECT id, at, document FROM differences ORDER BY id DESC LIMIT $1
 SELECT id, at, document FROM differences WHERE part = $1 ORDER BY id DESC LIMIT $2
 
 -- name: register_converter
--- Tell that a converter lives; those that have not for long are forgotten. $1 name, $2 what it serves, $3 epoch, $4 lease.
+-- Tell that a converter lives; those that have not for long are forgotten. $1 name, $2 what it serves, $3 epoch, $4 lease,
+-- $5 conversions that it refused because nobody serves a part.
 WITH forgotten AS (
     DELETE FROM converters WHERE name <> $1 AND expires_at < clock_timestamp() - interval '1 hour'
 )
-INSERT INTO converters (name, serves, applied_epoch, lease, expires_at)
-VALUES ($1, $2, $3, $4, clock_timestamp() + $4)
+INSERT INTO converters (name, serves, applied_epoch, lease, unserved_conversions, expires_at)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $4)
 ON CONFLICT (name) DO UPDATE SET
     serves = excluded.serves, applied_epoch = excluded.applied_epoch, lease = excluded.lease,
-    expires_at = excluded.expires_at
+    unserved_conversions = excluded.unserved_conversions, expires_at = excluded.expires_at
 
 -- name: list_converters
 -- Converters that live, by name.
-SELECT name, serves, applied_epoch, lease FROM converters WHERE expires_at > clock_timestamp() ORDER BY name
+SELECT name, serves, applied_epoch, lease, unserved_conversions
+FROM converters WHERE expires_at > clock_timestamp() ORDER BY name
 
 -- name: lookup_conversions
 -- Conversions that are kept. Only a use that comes long after the last one is noted: it need not be exact.

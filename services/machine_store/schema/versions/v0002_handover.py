@@ -66,6 +66,7 @@ _TABLES = (
         serves text[] NOT NULL,
         applied_epoch bigint NOT NULL,
         lease interval NOT NULL,
+        unserved_conversions bigint NOT NULL,
         expires_at timestamptz NOT NULL
     ) WITH (fillfactor = 50)
     """,
