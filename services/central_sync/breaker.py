@@ -49,7 +49,7 @@ class BreakerSettings:
     """Calls that ended longer ago do not count."""
     window_calls: int = 50
     """Nor do more than the last so many, so that a long good past does not hide that the present is bad."""
-    minimum_calls: int = 5
+    minimum_calls: int = 10
     """With fewer calls in the window it stays closed."""
     failure_rate: float = 0.5
     slow_call_rate: float = 0.8

@@ -133,6 +133,7 @@ class Pull:
         self._filled = asyncio.Event()
         self._told_fresh = -math.inf
         self._held_up_to = 0
+        self._known_under: int | None = None
         _staleness.labels(cell).set_function(lambda: self.staleness)
         _held.labels(cell).set_function(lambda: self.state.held_changes)
 
@@ -160,7 +161,7 @@ class Pull:
 
     async def refresh(self) -> None:
         """Learn how far the catalog is, unless this instance knows best."""
-        if self._duty.term is not None and self.state.fresh_at:
+        if self._duty.term is not None and self._duty.term == self._known_under:
             return
         known = await self._catalog.GetCatalogState(GetCatalogStateRequest(), timeout=STORE_SECONDS)
         held_up_to = await self._marks.get(HELD)
@@ -217,6 +218,9 @@ class Pull:
         followed = await self._marks.get(DUTY)
         of_this_feed = followed == _number_of(feed)
         self._held_up_to = await self._marks.get(HELD)
+        fresh_at = float(await self._marks.get(FRESH))
+        self._show(replace(self.state, position=known.position, fresh_at=fresh_at, filled=followed != 0))
+        self._known_under = term
         while True:
             batch = await self._next(at) if of_this_feed else None
             if batch is None:

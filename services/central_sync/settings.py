@@ -36,11 +36,14 @@ class CallSettings(Section):
     breaker: BreakerSettings = BreakerSettings()
 
 
+_FEW_CALLS = BreakerSettings(minimum_calls=3)
+"""For classes that make one call after the other."""
+
 CALLS: Mapping[CallClass, CallSettings] = {
     CallClass.CONVERSION: CallSettings(deadline=2.0, slow_after=0.5, concurrency=16),
     CallClass.APPS: CallSettings(deadline=5.0, slow_after=2.0, concurrency=8),
-    CallClass.PULL: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1),
-    CallClass.MIRROR: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1),
+    CallClass.PULL: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
+    CallClass.MIRROR: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
 }
 """What holds when the settings say nothing else."""
 
