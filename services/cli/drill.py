@@ -65,7 +65,7 @@ def incident(
     with progress("the incident") as tell:
         staging_failed = _staging(random, tell)
         acts.append({**_unprotected(random, tell), "staging_failed": staging_failed})
-        with _drill_mesh("protected", tell) as mesh, _load(mesh, random) as load:
+        with _drill_mesh("protected", tell) as mesh, _load(mesh, random, tell) as load:
             acts.append(_checked(mesh, load, tell))
             acts.append(_forced(mesh, load, tell))
             acts.append(_handed_over(mesh, load, tell))
@@ -95,14 +95,14 @@ def _staging(random: Random, tell: Callable[[str], None]) -> int:
             mesh.set_central_release(number + 1, NEXT_RELEASE)
         _convert_locally(mesh, REGIONS[0])
         Deploy(mesh, NEXT_RELEASE, tell).replace_all()
-        with _load(mesh, random) as load:
+        with _load(mesh, random, tell) as load:
             load.reach(load.requests + LEAST_REQUESTS // 4)
         return load.failed + _half_converted(mesh)
 
 
 def _unprotected(random: Random, tell: Callable[[str], None]) -> dict[str, Any]:
     """The same change as on the platform of the incident: rolled out piece by piece, and nothing watches."""
-    with _drill_mesh("unprotected", tell, settings=_UNPROTECTED) as mesh, _load(mesh, random) as load:
+    with _drill_mesh("unprotected", tell, settings=_UNPROTECTED) as mesh, _load(mesh, random, tell) as load:
         tell("unprotected: the centre's next release, one instance at a time")
         load.reach(load.requests + LEAST_REQUESTS // 4)
         Deploy(mesh, NEXT_RELEASE, tell).replace_all(pause=lambda: load.reach(load.requests + LEAST_REQUESTS // 4))
@@ -234,13 +234,13 @@ class _Counts:
     requests: int = 0
     failed: int = 0
     failures: list[float] = field(default_factory=list)
-    reasons: set[str] = field(default_factory=set)
 
 
 class Load:
     """Steady creates and updates in every region of a mesh, and what became of them."""
 
-    def __init__(self, mesh: Mesh, random: Random) -> None:
+    def __init__(self, mesh: Mesh, random: Random, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._doors = {
             region: [each["rest"] for each in document.get("sets", [document])]
             for region, document in mesh.endpoints({})["regions"].items()
@@ -304,7 +304,6 @@ class Load:
             "half_converted": half_converted,
             "refused": False,
             "recovered_in_s": None if first_to_last is None else round(first_to_last, 2),
-            "reasons": sorted(counts.reasons)[:5],
         }
 
     async def _run(self) -> None:
@@ -348,13 +347,13 @@ class Load:
         if failure:
             counts.failed += 1
             counts.failures.append(time.monotonic())
-            counts.reasons.add(failure)
+            self._tell(f"failed: {failure}")
         return answer
 
 
 @contextmanager
-def _load(mesh: Mesh, random: Random) -> Iterator[Load]:
-    load = Load(mesh, random)
+def _load(mesh: Mesh, random: Random, tell: Callable[[str], None]) -> Iterator[Load]:
+    load = Load(mesh, random, tell)
     load.start()
     try:
         yield load
