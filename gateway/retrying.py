@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from services.runtime.clock import Clock
+from services.runtime.edges import CENTRAL
 from services.runtime.errors import DependencyDown
 from services.runtime.registry import remaining
 
@@ -35,8 +36,8 @@ class Retries:
         """What `call` returns. Raises what it raised last, once the budget or the served call's deadline is spent."""
         try:
             result = await call()
-        except DependencyDown:
-            if not self._may_go_on(FIRST_WAIT_SECONDS):
+        except DependencyDown as error:
+            if not _may_help(error) or not self._may_go_on(FIRST_WAIT_SECONDS):
                 raise
         else:
             self._earn()
@@ -45,7 +46,7 @@ class Retries:
         retrying = AsyncRetrying(
             sleep=self._clock.sleep,
             wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
-            retry=retry_if_exception_type(DependencyDown),
+            retry=retry_if_exception(_may_help),
             stop=self._ends,
             reraise=True,
         )
@@ -67,3 +68,8 @@ class Retries:
 
     def _earn(self) -> None:
         self._budget = min(BUDGET, self._budget + EARNED_BY_SUCCESS)
+
+
+def _may_help(error: BaseException) -> bool:
+    """Whether asking again may. The centre is behind a breaker of its own, which decides when it is asked again."""
+    return isinstance(error, DependencyDown) and error.metadata.get("dependency") != CENTRAL

@@ -53,6 +53,13 @@ async def test_an_error_that_is_an_answer_is_not_repeated() -> None:
     assert calls.made == 1
 
 
+async def test_the_centre_is_not_asked_again_for_it_has_a_breaker_of_its_own() -> None:
+    calls = Calls(5, DependencyDown("the centre is away", metadata={"dependency": "central"}))
+    with pytest.raises(DependencyDown):
+        await Retries(FakeClock(), Random(1))(calls)
+    assert calls.made == 1
+
+
 async def test_the_budget_ends_repetitions_for_all_and_successes_refill_it() -> None:
     clock = FakeClock()
     retries, hopeless = Retries(clock, Random(1)), Calls(10**6)
