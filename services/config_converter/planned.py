@@ -39,6 +39,7 @@ CENTRE = "central"
 
 MOUNTS = "mounts"
 _RETRY_AFTER = 1.0
+_PLACES = {name: place for place, name in enumerate(PART_NAMES)}
 _OWNER_NAMES: Mapping[PartOwner.ValueType, str] = {PART_OWNER_REGION: "the region", PART_OWNER_CENTRE: "the centre"}
 
 Ask = Callable[[ConvertPartsRequest], Awaitable[ConvertPartsResponse]]
@@ -135,15 +136,15 @@ class Recipe:
             if entry.mode == PART_MODE_LOCAL and entry.since_epoch > 1
         )
         """Local parts, each with the moment until which its refusals are checked."""
-        self.watched_until = max((until for _, until in self.promoted), default=0.0)
         self.steps: Steps = tuple((name, table[name].converters[self.entries[name].local_version]) for name in here)
         self.made_here = [
             ConvertedPart(part=name, owner=PART_OWNER_REGION, version=self.entries[name].local_version) for name in here
         ]
         self.simple = not self.asked and not self.unserved
         """The region converts everything, and this instance can."""
-        self.blank = blank_result(self.made_here if self.simple else (), plan.epoch)
-        self.order = {name: place for place, name in enumerate(PART_NAMES)}
+        # An epoch of 0 is not checked when the conversion is committed.
+        epoch = 0 if settings.drill_no_epochs else plan.epoch
+        self.blank = blank_result(self.made_here if self.simple else (), epoch)
 
     def watched(self, now: float) -> list[PartPlan]:
         """Entries whose refusals by the region are checked at a moment (unix seconds)."""
@@ -284,7 +285,7 @@ class PlannedConversion:
             raise invalid_config(problems, context.field_prefix)
         for answer in central.answers.values():
             getattr(result.spec, answer.part).CopyFrom(getattr(answer.spec, answer.part))
-        result.parts.extend(sorted(made, key=lambda entry: recipe.order[entry.part]))
+        result.parts.extend(sorted(made, key=lambda entry: _PLACES[entry.part]))
         return result
 
     async def _ask_centre(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Never
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from skerry.converter.v1.converter_pb2 import ConvertRequest, ConvertResponse
+from prometheus_client import Counter, Gauge
+from skerry.converter.v1.converter_pb2 import ConversionResult, ConvertRequest, ConvertResponse
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterServicer, add_ConfigConverterServicer_to_server
 from skerry.handover.v1.handover_pb2_grpc import add_HandoverServicer_to_server
 from skerry.handover.v1.plan_pb2 import Plan
@@ -25,6 +26,7 @@ from skerry.sync.v1.sync_pb2 import (
     GetCentralConverterResponse,
 )
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
+from skerry.types.v1.config_pb2 import MachineConfig
 
 from services.config_converter.catalog import FILTER, Catalog
 from services.config_converter.checking import Checker
@@ -36,6 +38,7 @@ from services.config_converter.part import Facts, Part
 from services.config_converter.parts import PARTS
 from services.config_converter.planned import PlannedConversion, Recipe, Requests, all_local
 from services.config_converter.settings import HandoverSettings
+from services.runtime import telemetry
 from services.runtime.channels import local
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import DependencyDown, PartUnserved, SkerryError
@@ -52,6 +55,19 @@ if TYPE_CHECKING:
 APP_TIMEOUT = 1.0
 LOOK_TIMEOUT = 0.5
 _GIVE_UP_SECONDS = 0.5
+
+_unserved = Counter(
+    "skerry_conversions_unserved_total",
+    "Conversions that were refused since the part's owner did not convert it as the plan wants.",
+    ["cell", "part"],
+    registry=telemetry.metrics,
+)
+_epoch = Gauge(
+    "skerry_plan_applied_epoch",
+    "Epoch of the plan that this converter has applied.",
+    ["cell"],
+    registry=telemetry.metrics,
+)
 
 TellHealth = Callable[[str, bool], Awaitable[None]]
 """Sets what health says of a name: whether it is served."""
@@ -94,6 +110,7 @@ class ConfigConverterService(ConfigConverterServicer):
         self._random = random or Random()
         self._settings = settings or HandoverSettings()
         self._parts = tuple(parts)
+        self._cell = cell
         self._region = region
         self._alone = store is None
         # An instance that was started again is not the one before: that one may still be there, paused.
@@ -176,16 +193,28 @@ class ConfigConverterService(ConfigConverterServicer):
         )
         facts = await self._facts_of(request.app_name)
         try:
-            return ConvertResponse(result=await self._conversion.convert(recipe, request.config, whose, facts))
-        except PartUnserved:
+            return ConvertResponse(result=await self._convert(recipe, request.config, whose, facts))
+        except PartUnserved as error:
             self._unserved += 1
+            _unserved.labels(self._cell, error.metadata["part"]).inc()
             raise
+
+    async def _convert(self, recipe: Recipe, config: MachineConfig, whose: Context, facts: Facts) -> ConversionResult:
+        """The conversion; once more under the store's plan when that has moved on from one that cannot be served."""
+        try:
+            return await self._conversion.convert(recipe, config, whose, facts)
+        except (PartUnserved, DependencyDown):
+            newer = await self._newer_than(recipe)
+            if newer is None:
+                raise
+        return await self._conversion.convert(newer, config, whose, facts)
 
     def _use(self, plan: Plan) -> None:
         recipe = Recipe(plan, self._parts, self._settings, self._instance)
         for part, why in recipe.unserved.items():
             log.error("part_unserved", part=part, why=why, epoch=plan.epoch)
         log.info("plan_applied", epoch=plan.epoch)
+        _epoch.labels(self._cell).set(plan.epoch)
         self._recipe = recipe
         self._moved.set()
 

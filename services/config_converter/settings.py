@@ -40,6 +40,8 @@ class HandoverSettings(Section):
     """Deadline of a conversion by the centre."""
     drill_no_ownership_check: bool = False
     """A part that is missing from the centre's answer is left out of the spec, and nothing is checked."""
+    drill_no_epochs: bool = False
+    """Conversions do not say under which plan they were made, so that an older one's are committed."""
     drill_no_facts: bool = False
     """The centre is told nothing of what it would look up in the region."""
 

@@ -262,6 +262,26 @@ async def test_a_conversion_of_an_older_plan_is_not_accepted_and_the_next_one_is
         await there.machine(CONFIG, again)
 
 
+async def test_an_instance_that_lags_looks_at_the_plan_before_it_refuses_what_has_moved(dsn: str) -> None:
+    async with cell(dsn, plan="central") as there:
+        catalog = there.converter.service._catalog
+        catalog._take = lambda *_: None  # type: ignore[method-assign]
+        there.centre.versions["guest"] = set()
+        plan = await there.put(part="guest", mode=PART_MODE_LOCAL)
+        result = await there.converter.convert(CONFIG)
+        assert (owner(result), result.epoch) == (PART_OWNER_REGION, plan.epoch)
+        there.centre.versions["env"] = set()
+        with pytest.raises(PartUnserved, match="env"):
+            await there.converter.convert(CONFIG)
+        (told,) = [found.unserved_conversions for found in await there.registered()]
+        assert told == 0
+        await eventually(lambda: unserved(there, 1))
+
+
+async def unserved(there: Cell, count: int) -> bool:
+    return [found.unserved_conversions for found in await there.registered()] == [count]
+
+
 async def test_a_centre_that_is_away_is_named_and_known_parts_go_on(dsn: str) -> None:
     async with cell(dsn) as there:
         there.centre.away = DependencyDown("central does not answer", metadata={"dependency": "central"})

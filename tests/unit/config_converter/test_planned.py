@@ -316,3 +316,10 @@ async def test_a_part_of_the_next_release_is_served_by_who_knows_it() -> None:
     assert recipe.simple
     result = await conversion_of(Centre()).convert(recipe, CONFIG, NO_CONTEXT, NO_FACTS)
     assert {made.part: made.version for made in result.parts}["guest"] == 2
+
+
+async def test_without_epochs_a_conversion_does_not_say_under_which_plan_it_was_made() -> None:
+    settings = HandoverSettings(drill_no_epochs=True)
+    recipe = recipe_of(plan_of(epoch=7), settings=settings)
+    result = await conversion_of(Centre(), settings=settings).convert(recipe, CONFIG, NO_CONTEXT, NO_FACTS)
+    assert result.epoch == 0
