@@ -14,7 +14,7 @@ from gateway.rest.codec import decode, encode
 from services.config_converter.conversion import convert
 from services.runtime.errors import InvalidConfig
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[2] / "samples"
 VALID = sorted(path.name for path in SAMPLES.glob("valid/*.json"))
 INVALID = sorted(path.name for path in SAMPLES.glob("invalid/*.json"))
 
