@@ -151,10 +151,10 @@ class Tracer:
         if not self.exports:
             header = carrier.get("traceparent", "")
             _traceparent.set(header if _VALID_TRACEPARENT.fullmatch(header) else _new_traceparent())
-            if header := carrier.get("baggage", ""):
-                _baggage_header.set(header)
-                if not _is_own_baggage(header):
-                    otel_context.attach(_baggage.extract(carrier, Context()))
+            header = carrier.get("baggage", "")
+            _baggage_header.set(header)
+            if header and not _is_own_baggage(header):
+                otel_context.attach(_baggage.extract(carrier, Context()))
             return None
         parent = _baggage.extract(carrier, _trace_context.extract(carrier, Context()))
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)

@@ -27,7 +27,7 @@ class Books:
 
 async def read_books(mesh: Mesh, region: str = "syd") -> Books:
     """Ask the store itself. Raises SkerryError."""
-    caller = f"{mesh.cell(region)}/audit"
+    caller = f"{mesh.cell(region)}/cli"
     addresses = mesh.addresses(region, MACHINE_STORE)
     async with connect(addresses, caller=caller, callee=MACHINE_STORE, secret=mesh.secret) as channel:
         store = store_pb2_grpc.MachineStoreStub(channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,13 @@ from services.runtime.guard import (
     read_baggage,
     stay_in_region,
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_served() -> Iterator[None]:
+    """What a test lets in is not on the path of the next."""
+    yield
+    telemetry.carry_baggage("")
 
 
 def _path(*elements: str) -> str:
