@@ -104,6 +104,7 @@ class Recipe:
         table = {part.name: part for part in parts}
         self.plan = plan
         self.epoch = plan.epoch
+        self.instance = instance
         self.entries: dict[str, PartPlan] = {entry.part: entry for entry in plan.parts}
         self.allowed = {name: Allowed.by(entry) for name, entry in self.entries.items()}
         self.unserved: dict[str, str] = {}
@@ -260,7 +261,7 @@ class PlannedConversion:
     ) -> ConversionResult:
         checks = not self._settings.drill_no_ownership_check
         if recipe.unserved and checks:
-            raise part_unserved(recipe.unserved, recipe.allowed)
+            raise part_unserved(recipe.unserved, recipe.allowed, recipe.instance)
         problems = Problems()
         result = convert_steps(recipe.steps, recipe.blank, config, facts, problems)
         self._observe_here(recipe, config, context, facts, problems)
@@ -325,8 +326,11 @@ def _holds(answer: CentralPart) -> bool:
     return answer.part in PART_NAMES and answer.spec.HasField(answer.part)  # type: ignore[arg-type]
 
 
-def part_unserved(faults: Mapping[str, str], allowed: Mapping[str, Allowed]) -> PartUnserved:
-    """The error for parts, each with what is wrong, of which nothing was written."""
+def part_unserved(faults: Mapping[str, str], allowed: Mapping[str, Allowed], instance: str = "") -> PartUnserved:
+    """The error for parts, each with what is wrong, of which nothing was written.
+
+    With `instance` it is only this one that cannot: another one may.
+    """
     text = "; ".join(f"the part {part} is not served: {why}" for part, why in faults.items())
     first = next(iter(faults))
     owner = allowed[first].owner if first in allowed else PART_OWNER_REGION
@@ -337,6 +341,7 @@ def part_unserved(faults: Mapping[str, str], allowed: Mapping[str, Allowed]) -> 
             "parts": ",".join(faults),
             "owner": "centre" if owner == PART_OWNER_CENTRE else "region",
             "why": faults[first],
+            **({"instance": instance} if instance else {}),
         },
         retry_after=_RETRY_AFTER,
     )

@@ -134,6 +134,7 @@ async def test_what_the_centre_does_not_convert_as_planned_is_refused_by_name(
     with pytest.raises(PartUnserved) as refusal:
         await conversion_of(centre).convert(recipe, CONFIG, NO_CONTEXT, NO_FACTS)
     assert refusal.value.metadata["part"] == part
+    assert "instance" not in refusal.value.metadata
     assert why in refusal.value.message
     assert "nothing was written" in refusal.value.message
 
@@ -150,7 +151,8 @@ async def test_a_converter_refuses_the_part_that_it_cannot_serve_by_name(plan: A
     assert set(recipe.unserved) == {part}
     with pytest.raises(PartUnserved, match=why) as refusal:
         await conversion_of(Centre()).convert(recipe, CONFIG, NO_CONTEXT, NO_FACTS)
-    assert (refusal.value.metadata["part"], refusal.value.metadata["owner"]) == (part, "region")
+    told = refusal.value.metadata
+    assert (told["part"], told["owner"], told["instance"]) == (part, "region", "c1")
 
 
 def test_a_plan_that_is_newer_or_older_than_the_release_names_the_parts() -> None:
