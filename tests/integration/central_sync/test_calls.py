@@ -17,6 +17,7 @@ from skerry.store.v1.plan_store_pb2 import CentralConversion, LookupConversionsR
 from skerry.sync.v1 import sync_pb2
 from skerry.types.v1.config_pb2 import MachineConfig, MachineMount
 
+from services.central_sync.breaker import BreakerSettings
 from services.central_sync.central_client import plain_http
 from services.central_sync.settings import CallClass
 from services.runtime.errors import (
@@ -433,7 +434,9 @@ async def test_a_flaky_centre_is_repeated_within_the_budget_and_grows_nothing(ce
         clients.append(plain_http(connections))
         return clients[-1]
 
-    async with cell.sync(quick([url_of(centre)]), http=make) as instance:
+    breaker = BreakerSettings(minimum_calls=20, open_for=0.2, longest_open=0.4)
+    settings = quick([url_of(centre)], calls=bounds(CallClass.CONVERSION, breaker=breaker))
+    async with cell.sync(settings, http=make) as instance:
         await centre.http.post("/faults", json={"error_rate": 0.3, "slow_ms": 5})
         answered, down = 0, 0
 

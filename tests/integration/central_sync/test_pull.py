@@ -171,16 +171,26 @@ async def lie(cell: Cell, centre: Centre, apps: int, deleted: int) -> None:
         await delete_app(centre, f"app-{number:02d}")
 
 
+async def held_by(instance: Instance, least: int = 1) -> sync_pb2.WatchStatusResponse:
+    """Its state once it tells of changes that are held."""
+    watch = instance.stub.WatchStatus(sync_pb2.WatchStatusRequest(), timeout=10)
+    async for status in watch:
+        if status.pull.held_changes >= least:
+            watch.cancel()
+            return status
+    raise AssertionError("nothing was held")
+
+
 async def test_a_centre_that_deletes_much_at_once_is_held_back_until_that_is_accepted(
     cell: Cell, centre: Centre
 ) -> None:
     await lie(cell, centre, apps=20, deleted=12)
     async with cell.sync(quick([url_of(centre)])) as instance:
-        held = await eventually(lambda: _held(instance))
+        held = await held_by(instance)
         assert (held.pull.held_changes, held.pull.held_reason) == (12, "they delete 12 of 20 apps")
         await centre.create_app("later")
         assert len(await cell.app_names()) == 20, "nothing that follows comes in either: order is kept"
-        held = await eventually(lambda: _held(instance, 13))
+        await held_by(instance, 13)
         answer = await instance.stub.AcceptHeldChanges(sync_pb2.AcceptHeldChangesRequest(who="ada"), timeout=10)
         assert answer.accepted == 13
         await eventually(lambda: same(cell, centre))
@@ -194,8 +204,8 @@ async def test_any_instance_can_be_asked_what_is_held_and_told_to_accept_it(cell
     await lie(cell, centre, apps=20, deleted=12)
     settings = quick([url_of(centre)])
     async with cell.sync(settings, "leads") as leader, cell.sync(settings, "follows") as follower:
-        await eventually(lambda: _held(leader))
-        held = await eventually(lambda: _held(follower))
+        await held_by(leader)
+        held = await held_by(follower)
         assert held.pull.held_changes == 12
         accepted = await follower.stub.AcceptHeldChanges(sync_pb2.AcceptHeldChangesRequest(who="ada"), timeout=10)
         assert accepted.accepted == 12
@@ -205,7 +215,7 @@ async def test_any_instance_can_be_asked_what_is_held_and_told_to_accept_it(cell
 async def test_a_lie_that_is_put_right_comes_in_without_an_operator(cell: Cell, centre: Centre) -> None:
     await lie(cell, centre, apps=20, deleted=10)
     async with cell.sync(quick([url_of(centre)], pull=PullSettings(wait=0.2, held_refresh=0.3))) as instance:
-        await eventually(lambda: _held(instance))
+        await held_by(instance)
         for number in range(5):
             await centre.create_app(f"app-{number:02d}", id=f"id-{number:02d}")
         await eventually(lambda: same(cell, centre))
@@ -229,7 +239,7 @@ async def test_a_lying_snapshot_is_held_back_too(
     (tmp_path / "empty").mkdir()
     async with running(settings_for(tmp_path / "empty", await fresh_database())) as empty:
         async with cell.sync(quick([url_of(empty)])) as instance:
-            held = await eventually(lambda: _held(instance))
+            held = await held_by(instance)
             assert "12 of 12 apps" in held.pull.held_reason
             assert len(await cell.app_names()) == 12
         # The right centre is back: nothing was lost, and nothing is held any more.
@@ -267,11 +277,6 @@ async def _limited(cell: Cell, cpus: int) -> bool:
 
 async def _aliased(cell: Cell, name: str) -> bool:
     return name in (await cell.read()).image_aliases
-
-
-async def _held(instance: Instance, least: int = 1) -> sync_pb2.WatchStatusResponse | None:
-    status = await instance.status()
-    return status if status.pull.held_changes >= least else None
 
 
 async def _nothing_held(instance: Instance) -> bool:
