@@ -170,8 +170,8 @@ class Checker:
     async def _answers(self, entries: Sequence[PartPlan], seen: Seen) -> dict[str, CentralPart]:
         try:
             response = await self._ask(self._requests.of(entries, seen.config, seen.context, seen.facts))
-        except SkerryError as error:
-            log.info("comparison_unanswered", parts=[entry.part for entry in entries], why=error.message)
+        except SkerryError:
+            # Counted as unanswered. The centre's own breaker tells the log once.
             return {}
         return {answer.part: answer for answer in response.parts}
 
@@ -192,14 +192,15 @@ class Checker:
         if found is not None:
             _fill(found, entry, hashed, seen)
             pending.differences.append(found)
-            log.warning(
-                "conversions_differ",
-                part=entry.part,
-                field=found.field,
-                app=found.app_name,
-                local_version=found.local_version,
-                central_version=found.central_version,
-            )
+            if len(pending.differences) == 1:
+                log.warning(
+                    "conversions_differ",
+                    part=entry.part,
+                    field=found.field,
+                    app=found.app_name,
+                    local_version=found.local_version,
+                    central_version=found.central_version,
+                )
 
     def _count(self, part: str, outcome: str) -> None:
         _compared.labels(self._cell, part, outcome).inc()
