@@ -6,6 +6,9 @@ Against plain proto JSON: 64-bit integers are numbers, and members that no field
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from enum import Enum
+from functools import cache
 from typing import Any
 
 from google.protobuf import json_format
@@ -20,27 +23,41 @@ def public_json(message: Message) -> dict[str, Any]:
     members: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for field, value in message.ListFields():
-        if field.GetOptions().Extensions[json_rule] == JSON_RULE_UNKNOWN_MEMBERS:
-            unknown = {name: json.loads(text) for name, text in value.items()}
-        elif (inner := _value_of_map(field)) is not None:
-            members[field.name] = {name: _json_of(inner, entry) for name, entry in value.items()}
-        elif field.is_repeated:
-            members[field.name] = [_json_of(field, item) for item in value]
+        kind, one = _form(field)
+        if kind is _Kind.SINGLE:
+            members[field.name] = value if one is None else one(value)
+        elif kind is _Kind.LIST:
+            members[field.name] = list(value) if one is None else [one(item) for item in value]
+        elif kind is _Kind.MAP:
+            members[field.name] = dict(value) if one is None else {name: one(entry) for name, entry in value.items()}
         else:
-            members[field.name] = _json_of(field, value)
+            unknown = {name: json.loads(text) for name, text in value.items()}
     return {**unknown, **members}
 
 
-def _value_of_map(field: FieldDescriptor) -> FieldDescriptor | None:
+class _Kind(Enum):
+    SINGLE = 0
+    LIST = 1
+    MAP = 2
+    UNKNOWN_MEMBERS = 3
+
+
+@cache
+def _form(field: FieldDescriptor) -> tuple[_Kind, Callable[[Any], Any] | None]:
+    """What a field is, and what makes its values JSON; None where they are."""
+    if field.GetOptions().Extensions[json_rule] == JSON_RULE_UNKNOWN_MEMBERS:
+        return _Kind.UNKNOWN_MEMBERS, None
     entry = field.message_type
-    return entry.fields_by_name["value"] if entry is not None and entry.GetOptions().map_entry else None
+    if entry is not None and entry.GetOptions().map_entry:
+        return _Kind.MAP, _json_of(entry.fields_by_name["value"])
+    return _Kind.LIST if field.is_repeated else _Kind.SINGLE, _json_of(field)
 
 
-def _json_of(field: FieldDescriptor, value: Any) -> Any:
-    if isinstance(value, Value):
-        return json_format.MessageToDict(value)
-    if isinstance(value, Message):
-        return public_json(value)
+def _json_of(field: FieldDescriptor) -> Callable[[Any], Any] | None:
+    if field.message_type is not None:
+        is_value = field.message_type.full_name == Value.DESCRIPTOR.full_name
+        return json_format.MessageToDict if is_value else public_json
     if field.enum_type is not None:
-        return field.enum_type.values_by_number[value].name
-    return value
+        names = field.enum_type.values_by_number
+        return lambda number: names[number].name
+    return None
