@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from skerry.types.v1.machine_pb2 import HostStatus, MachineState
 
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.duty import Duty, LeadTimes
 from services.runtime.errors import Conflict, SkerryError
 from services.runtime.telemetry import log
 from services.scheduler.reconcile import (
@@ -46,11 +46,7 @@ _LOOK_SECONDS = 2.0
 _WRITE_SECONDS = 2.0
 _REPAIR_SECONDS = 10.0
 _PURGE_SECONDS = 60.0
-_GIVE_UP_SECONDS = 0.5
 
-_leads = Gauge(
-    "skerry_reconciler_leads", "1 while this instance leads the reconciler.", ["cell"], registry=telemetry.metrics
-)
 _stuck_machines = Gauge(
     "skerry_machines_stuck",
     "Machines that pass through a state for too long although their worker can be reached.",
@@ -65,21 +61,6 @@ _actions = Counter(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LeadSettings:
-    """Times of the lead, in seconds."""
-
-    lease: float = 5.0
-    keep_every: float = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Lead:
-    term: int
-    until: float
-    """By the monotonic clock."""
-
-
 class Leader:
     """Takes the lead when it can, and acts while it has it."""
 
@@ -92,84 +73,41 @@ class Leader:
         holder: str,
         clock: Clock,
         random: Random,
-        lead: LeadSettings | None = None,
+        lead: LeadTimes | None = None,
         settings: ReconcileSettings | None = None,
     ) -> None:
         """`holder` is what the store knows this instance by: no other one, also no earlier one, may have it."""
         self._store = store
         self._view = view
         self._cell = cell
-        self._holder = holder
         self._clock = clock
-        self._random = random
-        self._times = lead or LeadSettings()
+        self._duty = Duty(DUTY, store, cell=cell, holder=holder, clock=clock, random=random, times=lead)
         self._settings = settings or ReconcileSettings()
-        self._lead: _Lead | None = None
         self._memory = Memory()
+        self._overruled = False
         self._told: frozenset[tuple[str, int]] = frozenset()
         self._slow: dict[type[Action], asyncio.Task[None]] = {}
 
     @property
     def term(self) -> int | None:
         """The term this instance leads under; None while it does not, as far as it knows."""
-        lead = self._lead
-        return lead.term if lead is not None and self._clock.monotonic() < lead.until else None
+        return self._duty.term
 
     async def run(self) -> None:
         """Work until cancelled; then give up the lead, so that another need not wait for the lease to end."""
+        await self._duty.run(self._work)
+
+    async def _work(self, term: int) -> None:
+        self._memory, self._overruled = Memory(), False
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._keep_lead())
-                tasks.create_task(self._work(tasks))
+                while not self._overruled:
+                    await self._pass(term, tasks)
+                    await self._clock.sleep(self._settings.pass_every)
         finally:
-            if self.term is not None:
-                await self._give_up()
-
-    async def _keep_lead(self) -> None:
-        while True:
-            await self._ask_for_lead()
-            await self._clock.sleep(self._times.keep_every * self._random.uniform(0.8, 1.2))
-
-    async def _ask_for_lead(self) -> None:
-        asked = self._clock.monotonic()
-        try:
-            answer = await self._store.AcquireDuty(self._request(self._times.lease), timeout=self._times.keep_every)
-        except SkerryError as error:
-            log.warning("reconciler_cannot_ask_for_lead", why=error.message)
-            return
-        if not answer.acquired:
-            self._lose_lead(f"{answer.holder} leads")
-            return
-        if self._lead is None or self._lead.term != answer.term:
-            log.info("reconciler_leads", holder=self._holder, term=answer.term)
-            self._memory = Memory()
-        self._lead = _Lead(answer.term, asked + self._times.lease)
-        _leads.labels(self._cell).set(1)
-
-    def _lose_lead(self, why: str) -> None:
-        if self._lead is not None:
-            log.info("reconciler_no_longer_leads", holder=self._holder, term=self._lead.term, why=why)
-        self._lead = None
-        self._told = frozenset()
-        _leads.labels(self._cell).set(0)
-        _stuck_machines.labels(self._cell).set(0)
-
-    async def _give_up(self) -> None:
-        try:
-            await self._store.AcquireDuty(self._request(0), timeout=_GIVE_UP_SECONDS)
-        except SkerryError as error:
-            log.info("reconciler_lead_runs_out", why=error.message)
-        self._lose_lead("the process ends")
-
-    def _request(self, lease: float) -> store_pb2.AcquireDutyRequest:
-        return store_pb2.AcquireDutyRequest(duty=DUTY, holder=self._holder, lease=_duration(lease))
-
-    async def _work(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            term = self.term
-            if term is not None:
-                await self._pass(term, tasks)
-            await self._clock.sleep(self._settings.pass_every)
+            self._slow.clear()
+            self._told = frozenset()
+            _stuck_machines.labels(self._cell).set(0)
 
     async def _pass(self, term: int, tasks: asyncio.TaskGroup) -> None:
         try:
@@ -217,8 +155,9 @@ class Leader:
                     await self._purge(term)
         except Conflict as error:
             _actions.labels(self._cell, name, error.reason).inc()
-            if not isinstance(action, Start) and self._lead is not None and self._lead.term == term:
-                self._lose_lead(error.message)
+            if not isinstance(action, Start):
+                log.info("reconciler_overruled", term=term, why=error.message)
+                self._overruled = True
         except SkerryError as error:
             _actions.labels(self._cell, name, error.reason).inc()
             log.warning("reconciler_action_failed", action=name, subject=_subject(action), why=error.message)

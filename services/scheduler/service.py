@@ -14,6 +14,7 @@ from skerry.store.v1 import store_pb2_grpc
 
 from services.runtime import telemetry
 from services.runtime.clock import Clock
+from services.runtime.duty import LeadTimes
 from services.runtime.errors import DependencyDown
 from services.runtime.following import follow
 from services.runtime.ids import AppId
@@ -21,7 +22,7 @@ from services.runtime.resources import to_vector
 from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
 from services.scheduler.fleet import Need
-from services.scheduler.leader import Leader, LeadSettings
+from services.scheduler.leader import Leader
 from services.scheduler.placement import explain, rank
 from services.scheduler.reconcile import ReconcileSettings
 from services.scheduler.view import FILTER, View
@@ -53,7 +54,7 @@ class SchedulerSettings:
     """How long a placement that was answered counts before the log tells of it."""
     stale_after: float = 5.0
     """A view that has heard nothing for longer says so in the log."""
-    lead: LeadSettings = field(default_factory=LeadSettings)
+    lead: LeadTimes = field(default_factory=LeadTimes)
     reconcile: ReconcileSettings = field(default_factory=ReconcileSettings)
 
 

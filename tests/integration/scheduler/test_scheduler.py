@@ -30,10 +30,11 @@ from services.machine_store.service import MachineStoreService
 from services.runtime import telemetry
 from services.runtime.channels import local
 from services.runtime.clock import SystemClock
+from services.runtime.duty import LeadTimes
 from services.runtime.errors import Conflict, DependencyDown, NotFound, SkerryError
 from services.runtime.ids import new_machine_id, new_ulid
 from services.runtime.registry import Registry
-from services.scheduler.leader import DUTY, Leader, LeadSettings
+from services.scheduler.leader import DUTY, Leader
 from services.scheduler.reconcile import ReconcileSettings
 from services.scheduler.service import SchedulerService, SchedulerSettings
 from services.scheduler.view import View
@@ -45,7 +46,7 @@ SECRET = "secret of the set"
 
 # Everything ten times as fast as in earnest.
 QUICK = SchedulerSettings(
-    lead=LeadSettings(lease=1.0, keep_every=0.2),
+    lead=LeadTimes(lease=1.0, keep_every=0.2),
     reconcile=ReconcileSettings(pass_every=0.1, worker_lease=1.0, longest_gap=0.6, repair_every=0.3),
 )
 
@@ -513,7 +514,8 @@ async def test_a_scheduler_that_ends_leaves_the_lead_to_the_next_at_once(cell: C
     async with cell.scheduler("one"):
 
         async def led() -> bool:
-            answer = await cell.lead("bystander")
+            # It asks for no time, so that it is not in the way when it is first.
+            answer = await cell.lead("bystander", lease=0.0)
             return not answer.acquired and answer.holder.startswith("one-")
 
         await eventually(led)
