@@ -72,12 +72,14 @@ M = TypeVar("M", bound=Message)
 
 
 def first_plan(initial: InitialPlan, at: datetime) -> Plan:
-    """The plan of epoch 1: every part is converted by the region, or every part by the centre."""
+    """The plan of epoch 1: every part is converted by the region, or every part by the centre.
+
+    Version 1 of the centre is allowed for a local part as well, so that it can be moved back.
+    """
     mode = PART_MODE_CENTRAL if initial == "central" else PART_MODE_LOCAL
-    versions = [1] if initial == "central" else []
     since = timestamp(at)
     entries = [
-        PartPlan(part=part, mode=mode, local_version=1, central_versions=versions, since=since, since_epoch=1)
+        PartPlan(part=part, mode=mode, local_version=1, central_versions=[1], since=since, since_epoch=1)
         for part in PARTS
     ]
     return Plan(epoch=1, parts=entries)

@@ -79,7 +79,7 @@ async def test_a_new_database_converts_every_part_itself(sides: Sides) -> None:
     assert plan.epoch == 1
     assert [part.part for part in plan.parts] == list(PARTS)
     assert {(p.mode, p.local_version, tuple(p.central_versions), p.since_epoch) for p in plan.parts} == {
-        (PART_MODE_LOCAL, 1, (), 1)
+        (PART_MODE_LOCAL, 1, (1,), 1)
     }
 
 
@@ -144,9 +144,9 @@ async def test_of_two_changes_on_one_epoch_one_is_refused(sides: Sides) -> None:
 
 
 async def test_a_seal_changes_the_epoch_but_not_since_when_the_part_is_compared(sides: Sides) -> None:
-    await change(sides, entry("guest", PART_MODE_LOCAL))
+    await change(sides, entry("guest", PART_MODE_LOCAL, 2))
     await record(sides, 2, 3)
-    sealed = await change(sides, entry("guest", PART_MODE_LOCAL, sealed_by=["v9"]))
+    sealed = await change(sides, entry("guest", PART_MODE_LOCAL, 2, sealed_by=["v9"]))
     guest = sealed.parts[1]
     assert (sealed.epoch, guest.since_epoch, list(guest.sealed_by)) == (3, 2, ["v9"])
     assert counts(await record(sides, 2, 3)) == (6, 3, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -134,7 +135,8 @@ class Workers:
         # Nothing of a test outlives it, whatever became of its worker.
         ours = f"MACHINE_ROOT={self.data}/".encode()
         for pid in _whose_environment(lambda variables: any(one.startswith(ours) for one in variables)):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
