@@ -46,8 +46,11 @@ _ACT_SECONDS = 60.0
 _PROMOTION_SECONDS = 90.0
 _CALL_SECONDS = 10.0
 _UNPROTECTED = """
+drill_no_guard = true
+
 [handover]
 drill_no_ownership_check = true
+drill_no_epochs = true
 drill_no_facts = true
 """
 _COLUMNS = ("ACT", "REQUESTS", "FAILED", "HALF-CONVERTED", "REFUSED", "ROLLED BACK", "RECOVERED IN")
