@@ -56,7 +56,7 @@ _APPLY_SECONDS = 10.0
 _RECORDS_AT_ONCE = 500
 _FRESH_EVERY = 4.0
 _LOOK_EVERY = 5.0
-_LOOK_SOON = 0.5
+_LOOK_SOON = 0.25
 _ACCEPT_EVERY = 0.3
 
 _staleness = Gauge(
@@ -208,7 +208,9 @@ class Pull:
                 log.warning("pull_interrupted", why=error.message)
             except ValueError as error:
                 log.error("catalog_change_not_understood", why=str(error))
-            await self._clock.sleep(self._settings.retry_every)
+            # Before the catalog is filled, a region waits for this to serve at all.
+            every = self._settings.retry_every
+            await self._clock.sleep(every if self.state.filled else min(every, _LOOK_SOON))
             await self._client.calls[CallClass.PULL].until_closed()
 
     async def _follow(self, term: int) -> None:

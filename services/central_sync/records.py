@@ -83,7 +83,7 @@ def record_of(change: Change, organizations: Mapping[str, OrganizationRecord]) -
         if change.kind == IMAGE_ALIAS:
             return CatalogRecord(image_alias=_image_alias(change.key, change.payload))
         return None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         what = f"the {change.kind} {change.key[:80]!r}"
         raise ValueError(f"the centre's record of {what} is not what is known here: {error!r}") from error
 

@@ -163,18 +163,19 @@ class CentralSyncService(CentralSyncServicer):
         return pb.LookupAppResponse(app=await self._apps.look_up(request.name))
 
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: Any) -> AsyncIterator[pb.WatchStatusResponse]:
-        """The state of everything, now and at every change."""
-        looking = asyncio.create_task(self._look(), name="look-for-status")
-        try:
-            await self._refresh()
-            while True:
-                news = self._news.next
-                yield self._status()
-                await news.wait()
+        """The state of everything: now, at every change, and after a while without any."""
+        await self._refresh()
+        while True:
+            news = self._news.next
+            yield self._status()
+            try:
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await news.wait()
+            except TimeoutError:
+                await self._refresh()
+            else:
                 # Changes come in bursts; each is told, but not each in a message of its own.
                 await self._clock.sleep(_TELL_EVERY)
-        finally:
-            looking.cancel()
 
     async def AcceptHeldChanges(
         self, request: pb.AcceptHeldChangesRequest, context: Any
@@ -188,11 +189,6 @@ class CentralSyncService(CentralSyncServicer):
         ready()
         await asyncio.get_running_loop().create_future()
         raise AssertionError("nothing ends this future")
-
-    async def _look(self) -> Never:
-        while True:
-            await self._clock.sleep(_LOOK_EVERY)
-            await self._refresh()
 
     async def _refresh(self) -> None:
         try:
