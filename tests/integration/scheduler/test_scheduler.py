@@ -409,13 +409,13 @@ async def test_reservations_that_were_corrupted_are_repaired(cell: Cell) -> None
     await cell.add_worker("a")
     await cell.add_machine(["a"], memory=2)
     right = (await cell.worker("a")).reserved
+    await cell.sql("UPDATE workers SET reserved_memory_bytes = 7, reserved_disk_bytes = 7")
+    assert (await cell.worker("a")).reserved != right
+
+    async def repaired() -> bool:
+        return (await cell.worker("a")).reserved == right
+
     async with cell.scheduler():
-        await cell.sql("UPDATE workers SET reserved_memory_bytes = 7, reserved_disk_bytes = 7")
-        assert (await cell.worker("a")).reserved != right
-
-        async def repaired() -> bool:
-            return (await cell.worker("a")).reserved == right
-
         await eventually(repaired)
 
 
