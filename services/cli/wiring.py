@@ -171,6 +171,7 @@ class Composition:
             cell=self._settings.cell,
             region=self._settings.region,
             instance=self._settings.instance,
+            place=self._place,
             clock=self._clock,
             random=self._random,
         )
