@@ -50,6 +50,8 @@ _SECONDS = Histogram(
 _DATABASE_DOWN = (
     OSError,
     asyncpg.InterfaceError,
+    # What asyncpg raises when a statement meets a connection that is being lost.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,

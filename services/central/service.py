@@ -140,7 +140,7 @@ class CentralService:
             try:
                 async with asyncio.timeout(HEALTH_TIMEOUT_S), database.read() as session:
                     return await session.one("head") is not None
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 return False
 
         return CentralApp(
@@ -155,7 +155,7 @@ class CentralService:
         while True:
             try:
                 await feed.forget(self._settings.feed_kept_s)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
                 log.warning("central_forget_failed", reason=str(error))
             await self._clock.sleep(FORGET_EVERY_S)
 
