@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-HEAD = "0002"
+HEAD = "0006"
 """The newest migration."""
 
 _LOCK = 0x534B_4552_5259
