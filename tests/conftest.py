@@ -18,6 +18,15 @@ from services.runtime.postgres import OwnedPostgres
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long forms of tests run only when they are asked for: `pytest -m soak`."""
+    if "soak" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            item.add_marker(pytest.mark.skip(reason="long; run it with -m soak"))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The DSN of the superuser of a PostgreSQL of this test run."""

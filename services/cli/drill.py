@@ -213,12 +213,13 @@ def _drill_mesh(
     name: str,
     tell: Callable[[str], None],
     *,
-    regions: tuple[str, ...] = REGIONS,
+    regions: tuple[str, ...] | None = None,
     sets: int = SETS,
     instances: int = CENTRAL_INSTANCES,
     settings: str = "",
 ) -> Iterator[Mesh]:
     """A mesh with every part at the centre, in a temporary folder; it is gone afterwards."""
+    regions = regions or REGIONS
     tell(f"{name}: starting {len(regions)} regions of {sets} sets, and {instances} instances of the centre")
     with tempfile.TemporaryDirectory(prefix=f"skerry-drill-{name}-", ignore_cleanup_errors=True) as folder:
         directory = Path(folder)

@@ -31,9 +31,12 @@ SLEEPER: dict[str, Any] = {
 class RunningMesh:
     """A mesh in a new folder, down and gone at the end of the `with` block."""
 
-    def __init__(self, *options: str, regions: str = "syd") -> None:
+    def __init__(self, *options: str, regions: str = "syd", settings: str = "") -> None:
+        """`settings` become the folder's settings.toml."""
         self.directory = Path(tempfile.mkdtemp(prefix="skerry-e2e-"))
         self.regions = regions
+        if settings:
+            (self.directory / "settings.toml").write_text(settings, encoding="utf-8")
         self._options = options
         self._clients: dict[str, httpx.Client] = {}
 
