@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.console import AsJson, print_json, print_table, progress, reports_errors
+from services.cli.console import AsJson, bar, print_json, print_table, progress, reports_errors, say
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks. They need no running mesh.")
 
@@ -62,6 +62,19 @@ def convert(as_json: AsJson = False) -> None:
     from services.cli.benchmarks.converting import bench_convert
 
     _print(_measured(partial(bench_convert, SECONDS)), as_json)
+
+
+@app.command()
+@reports_errors
+def backtest(
+    machines: Annotated[int, typer.Option(min=100, help="Stored machines.")] = 100_000, as_json: AsJson = False
+) -> None:
+    """Stored configurations that a region converts again a second, every part of each."""
+    from services.cli.benchmarks.backtesting import bench_backtest
+
+    with bar("converting") as tell_progress:
+        result = bench_backtest(machines, say, tell_progress)
+    _print(result, as_json)
 
 
 def _measured(benchmark: Callable[[Callable[[str], None]], dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -19,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _WIDTH_OF_FILES = 160
+_SECONDS_BETWEEN_LINES = 2.0
 
 Directory = Annotated[
     Path | None, typer.Option("--dir", help="Where the mesh lives (default: that of the last `skerry up`).")
@@ -89,3 +91,36 @@ def progress(doing: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(doing) as status:
         yield status.update
+
+
+@contextlib.contextmanager
+def bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how much of `doing` is done, how fast it goes and how long it will take.
+
+    The callable that it gives is told what is done, and of how much.
+    """
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    if not sys.stderr.isatty():
+        said = float("-inf")
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= _SECONDS_BETWEEN_LINES:
+                said = now
+                say(f"{doing}: {done} of {total}")
+
+        yield tell
+        return
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TaskProgressColumn(show_speed=True),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(doing, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -12,9 +12,9 @@ from services.cli.console import (
     AsJson,
     CommandError,
     Directory,
+    bar,
     print_json,
     print_table,
-    progress,
     reports_errors,
     say,
 )
@@ -217,32 +217,42 @@ def backtest(
     part: Part,
     version: Annotated[int, typer.Option(min=1, help="Version of the region's converter.")] = 1,
     regions: Regions = None,
+    resume_after: Annotated[str, typer.Option(help="Go on after this machine, with one region.")] = "",
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Convert every stored configuration again, and report each machine whose spec would change."""
+    """Convert every stored configuration again, and report each machine whose spec would change; exits 1 if any would.
+
+    It goes on by itself where it was cut by something that comes back.
+    """
     from google.protobuf.json_format import MessageToDict
-    from skerry.handover.v1 import handover_pb2
+
+    from services.cli import backtesting
 
     mesh = inside.mesh_of(directory)
+    codes = inside.regions_of(mesh, regions)
+    if resume_after and len(codes) != 1:
+        raise CommandError("a machine to go on after is of one region: choose it with --regions")
     results: list[dict[str, Any]] = []
-    for region in inside.regions_of(mesh, regions):
-        with progress(f"{region}: converting") as tell:
-
-            async def work(channel: grpc.aio.Channel, region: str = region, tell: Any = tell) -> dict[str, Any]:
-                changed: list[Any] = []
-                answer = handover_pb2.BacktestResponse()
-                request = handover_pb2.BacktestRequest(part=part, version=version)
-                async for answer in stub(channel).Backtest(request, timeout=PROMOTE_SECONDS):
-                    changed += [MessageToDict(each, preserving_proto_field_name=True) for each in answer.changed]
-                    tell(f"{region}: {answer.converted} of {answer.total} converted, {answer.changed_total} changed")
-                return {"region": region, "converted": answer.converted, "changed": changed}
-
-            results.append(inside.ask(mesh, region, work))
+    for region in codes:
+        with bar(f"{region}: converting") as tell:
+            test = backtesting.run(mesh, region, part=part, version=version, resume_after=resume_after, tell=tell)
+        changed = [MessageToDict(each, preserving_proto_field_name=True) for each in test.changed]
+        results.append(
+            {
+                "region": region,
+                "converted": test.converted,
+                "per_second": round(test.per_second, 1),
+                "changed": changed,
+            }
+        )
     if as_json:
         print_json({"backtests": results})
     for result in results:
-        say(f"{result['region']}: {result['converted']} converted, {len(result['changed'])} would change")
+        say(
+            f"{result['region']}: {result['converted']} converted ({result['per_second']:.0f}/s), "
+            f"{len(result['changed'])} would change"
+        )
         for each in result["changed"][:20]:
             say(f"  {each.get('machine_id', '')}: {each.get('part')} {each.get('field')}: {json.dumps(each)}")
     if any(result["changed"] for result in results):
