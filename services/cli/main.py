@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import apps, bench, catalog, central, deps, drill, handover, machines, region, run, up
+from services.cli import apps, bench, catalog, central, deps, drill, handover, machines, region, run, trace, up
 from services.cli.console import say
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("up")(up.up)
 app.command("down")(up.down)
 app.command("run")(run.run)
 app.command("deps")(deps.deps)
+app.command("trace")(trace.trace)
 app.add_typer(apps.app, name="apps")
 app.add_typer(machines.app, name="machines")
 app.add_typer(handover.app, name="handover")
