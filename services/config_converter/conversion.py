@@ -18,8 +18,8 @@ from services.config_converter.parts import PARTS
 from services.config_converter.rules import member
 from services.runtime.errors import InvalidConfig, PartUnserved, Violation
 
-PART_NAMES = tuple(field.name for field in MachineSpec.DESCRIPTOR.fields)
-"""Every part has the name of its field in MachineSpec."""
+PART_NAMES = tuple(field.name for field in MachineSpec.DESCRIPTOR.fields if field.number < 100)
+"""Every part has the name of its field in MachineSpec; those from 100 on are no parts."""
 
 FIELDS_OF_NO_PART = frozenset({"unknown_members"})
 """Fields of MachineConfig that are kept for the user and that no part judges."""
