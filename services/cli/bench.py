@@ -66,6 +66,22 @@ def convert(as_json: AsJson = False) -> None:
 
 @app.command()
 @reports_errors
+def outage(
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs for each state.")] = 12, as_json: AsJson = False
+) -> None:
+    """What a centre that is dead, slow (5 s) or flaky (30 % errors) changes for creates in a region: pairs of runs."""
+    from services.cli.benchmarks.outage import bench_outage
+
+    result = _measured(partial(bench_outage, pairs))
+    if as_json:
+        print_json(result)
+        return
+    states = result["states"]
+    print_table([name.upper() for name in states[0]], [list(state.values()) for state in states], empty="")
+
+
+@app.command()
+@reports_errors
 def backtest(
     machines: Annotated[int, typer.Option(min=100, help="Stored machines.")] = 100_000, as_json: AsJson = False
 ) -> None:

@@ -51,7 +51,7 @@ def start(directory: Directory = None) -> None:
     mesh = inside.mesh_of(directory)
     with mesh.exclusively():
         up.start(mesh, [])
-    _fault(mesh, slow_ms=0, error_rate=0.0)
+    fault(mesh, slow_ms=0, error_rate=0.0)
     say("the centre is up")
 
 
@@ -59,7 +59,7 @@ def start(directory: Directory = None) -> None:
 @reports_errors
 def slow(milliseconds: Annotated[int, typer.Argument(min=0, metavar="MS")], directory: Directory = None) -> None:
     """Let every answer of the centre take MS longer."""
-    _fault(inside.mesh_of(directory), slow_ms=milliseconds)
+    fault(inside.mesh_of(directory), slow_ms=milliseconds)
     say(f"every answer of the centre takes {milliseconds} ms longer")
 
 
@@ -67,7 +67,7 @@ def slow(milliseconds: Annotated[int, typer.Argument(min=0, metavar="MS")], dire
 @reports_errors
 def errors(rate: Annotated[float, typer.Argument(min=0, max=1, metavar="RATE")], directory: Directory = None) -> None:
     """Let the share RATE (0..1) of the centre's answers be errors."""
-    _fault(inside.mesh_of(directory), error_rate=rate)
+    fault(inside.mesh_of(directory), error_rate=rate)
     say(f"{rate:.0%} of the centre's answers are errors")
 
 
@@ -90,7 +90,8 @@ def deploy(
     say(f"the centre runs release {version}")
 
 
-def _fault(mesh: Mesh, **faults: Any) -> None:
+def fault(mesh: Mesh, **faults: Any) -> None:
+    """Set faults of every instance of the centre: slow_ms, error_rate. Raises CommandError."""
     import httpx
 
     headers = {"authorization": f"Bearer {mesh.central_secret('central-token')}"}
