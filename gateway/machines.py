@@ -27,7 +27,15 @@ from gateway.retrying import Retries
 from gateway.routing import Routing
 from gateway.saga import Saga, Step
 from services.runtime.clock import Clock
-from services.runtime.errors import InvalidConfig, NameTaken, NoCapacity, NotFound, PlanMoved, Violation
+from services.runtime.errors import (
+    InvalidConfig,
+    NameTaken,
+    NoCapacity,
+    NotFound,
+    PartUnserved,
+    PlanMoved,
+    Violation,
+)
 from services.runtime.ids import new_machine_id, new_ulid
 from services.runtime.regions import RegionMap
 from services.runtime.resources import RESOURCE_FIELDS, need_of
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
 
 CANDIDATES = 3
 MOST_NAMES_TRIED = 5
+OTHER_INSTANCES = 2
+"""How many more converters are asked when one says that it is only itself that cannot serve a part."""
 MOST_CONVERSIONS = 4
 """How often a configuration is converted at most, because the plan moved meanwhile."""
 LONGEST_KEY = 255
@@ -172,7 +182,7 @@ async def convert(version: Version, min_epoch: int = 0) -> None:
     )
     version.times_converted += 1
     try:
-        version.conversion = (await around.retries(lambda: around.converter.Convert(request))).result
+        version.conversion = await _converted(around, request)
     except InvalidConfig as error:
         if not version.violations:
             raise
@@ -180,6 +190,17 @@ async def convert(version: Version, min_epoch: int = 0) -> None:
     if version.violations:
         raise _invalid(version.violations)
     version.need = need_of(version.conversion.spec)
+
+
+async def _converted(around: Surroundings, request: ConvertRequest) -> ConversionResult:
+    """The conversion by the converter whose turn it is or, where only that one cannot, by one of the next."""
+    for _ in range(OTHER_INSTANCES):
+        try:
+            return (await around.retries(lambda: around.converter.Convert(request))).result
+        except PartUnserved as error:
+            if "instance" not in error.metadata:
+                raise
+    return (await around.retries(lambda: around.converter.Convert(request))).result
 
 
 async def place(version: Version) -> None:

@@ -21,8 +21,9 @@ ERROR_RATE = 0.3
 def bench_outage(pairs: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Run `pairs` pairs, the centre well and not, for each way of being unwell.
 
-    Raises CommandError for a create that fails. Returns creates (in each run) and states, each with state, pairs, p50_ms_well, p50_ms, p50_ratio, p99_ms_well,
-    p99_ms and p99_ratio: medians over the runs, and of the ratios of the pairs.
+    Returns creates (in each run) and states, each with state, pairs, p50_ms_well, p50_ms, p50_ratio, p99_ms_well,
+    p99_ms and p99_ratio: medians over the runs, and of the ratios of the pairs. Raises CommandError for a create that
+    fails.
     """
     with bed.temporary_folder() as folder:
         tell("starting a set and the centre")

@@ -17,11 +17,11 @@ from skerry.store.v1.store_pb2_grpc import MachineStoreServicer, add_MachineStor
 from skerry.sync.v1 import sync_pb2 as sync
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncServicer, add_CentralSyncServicer_to_server
 
-from gateway.machines import MOST_CONVERSIONS
+from gateway.machines import MOST_CONVERSIONS, OTHER_INSTANCES
 from gateway.service import GatewayService
 from services.runtime.channels import local
 from services.runtime.clock import SystemClock
-from services.runtime.errors import DependencyDown, NameTaken, NotFound, PlanMoved
+from services.runtime.errors import DependencyDown, NameTaken, NotFound, PartUnserved, PlanMoved
 from services.runtime.regions import Cell, Region, RegionMap
 from services.runtime.registry import Registry
 
@@ -72,9 +72,12 @@ class Converter(ConfigConverterServicer):
     def __init__(self) -> None:
         self.epoch = 7
         self.asked: list[int] = []
+        self.refuses: list[PartUnserved] = []
 
     async def Convert(self, request: converter.ConvertRequest, context: object) -> converter.ConvertResponse:
         self.asked.append(request.min_epoch)
+        if self.refuses:
+            raise self.refuses.pop()
         self.epoch = max(self.epoch, request.min_epoch)
         result = converter.ConversionResult(epoch=self.epoch)
         result.spec.image.repository = f"made-under-{self.epoch}"
@@ -192,6 +195,27 @@ async def test_a_plan_that_never_stops_moving_ends_the_request(write: Any) -> No
         await write(cell)
     assert len(cell.converter.asked) == MOST_CONVERSIONS
     assert not cell.store.written
+
+
+@pytest.mark.parametrize(
+    ("refusals", "instance", "asked"),
+    [(OTHER_INSTANCES, "old-one", OTHER_INSTANCES + 1), (OTHER_INSTANCES + 1, "old-one", None), (1, "", None)],
+    ids=["another can", "none of those asked can", "nobody can"],
+)
+async def test_a_part_that_only_one_converter_cannot_serve_is_asked_of_the_next(
+    refusals: int, instance: str, asked: int | None
+) -> None:
+    cell = Cell1()
+    metadata = {"part": "guest", **({"instance": instance} if instance else {})}
+    cell.converter.refuses = [PartUnserved("the part guest is not served", metadata=metadata) for _ in range(refusals)]
+    if asked is None:
+        with pytest.raises(PartUnserved):
+            await _create(cell)
+        assert not cell.store.written
+        return
+    await _create(cell)
+    assert len(cell.converter.asked) == asked
+    assert len(cell.store.written) == 1
 
 
 async def test_an_app_that_only_the_centre_knows_is_found_and_asked_for_once() -> None:
