@@ -10,7 +10,7 @@ from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import MachineEvent
 from skerry.types.v1.spec_pb2 import ImageSpec
 
-from services.runtime.addresses import private_ip
+from services.runtime.addresses import network_of, private_ip
 
 
 def public_machine(
@@ -49,4 +49,6 @@ def public_machine(
 
 
 def _address(machine: MachineRecord, app: AppRecord, cell: str) -> str:
-    return private_ip(app.network, cell, machine.worker_number, machine.id) if machine.worker_number else ""
+    if not machine.worker_number:
+        return ""
+    return private_ip(network_of(app), cell, machine.worker_number, machine.id)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 
+from skerry.store.v1.store_pb2 import AppRecord
+
 _NUMBER_BITS = 20
+
+
+def network_of(app: AppRecord) -> str:
+    """The private network of an app: its organization's own, as two organizations may call theirs the same."""
+    return f"{app.organization_slug}/{app.network}"
 
 
 def private_ip(network: str, cell: str, worker_number: int, machine_id: str) -> str:

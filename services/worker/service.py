@@ -29,6 +29,7 @@ from skerry.worker.v1.worker_pb2 import (
     ReadLogResponse,
 )
 
+from services.runtime.addresses import network_of
 from services.runtime.clock import Clock
 from services.runtime.errors import NotFound
 from services.runtime.following import Follower, follow
@@ -162,7 +163,7 @@ class _StoreClient:
             answer = await self._stub.GetApp(GetAppRequest(name=app_name), timeout=_CALL_SECONDS)
         except NotFound:
             return ""
-        return answer.app.network
+        return network_of(answer.app)
 
     async def follow(self, filter: WatchFilter, follower: Follower, on_caught_up: Callable[[], None]) -> Never:
         await follow(self._stub, filter, follower, on_caught_up=on_caught_up, clock=self._clock, random=self._random)

@@ -3,8 +3,9 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 
 import pytest
+from skerry.store.v1.store_pb2 import AppRecord
 
-from services.runtime.addresses import private_ip
+from services.runtime.addresses import network_of, private_ip
 
 
 def test_an_address_is_eight_written_out_groups_that_name_network_worker_and_machine() -> None:
@@ -38,3 +39,9 @@ def test_the_network_is_the_same_prefix_in_every_cell() -> None:
 def test_what_is_no_cell_number_or_machine_is_refused(cell: str, number: int, machine: str) -> None:
     with pytest.raises(ValueError, match=r"invalid literal|does not fit"):
         private_ip("a", cell, number, machine)
+
+
+def test_two_organizations_that_call_their_networks_the_same_have_two() -> None:
+    apps = [AppRecord(name=slug, organization_slug=slug, network="default") for slug in ("acme", "personal")]
+    prefixes = {private_ip(network_of(app), "001", 1, "00100000000000")[:14] for app in apps}
+    assert len(prefixes) == 2
