@@ -144,7 +144,7 @@ class TestRegion:
         body = content if content is not None else None if json is None else jsonlib.dumps(json).encode()
         raw = [(name.encode(), value.encode()) for name, value in sent.items()]
         answer = await self.rest.request(verb, path, content=body, headers=raw, timeout=timeout)
-        return Answer(answer.status_code, answer.json(), answer.headers)
+        return Answer(answer.status_code, answer.json() if answer.content else None, answer.headers)
 
     async def app(self) -> str:
         """A new app; returns its name."""

@@ -14,12 +14,12 @@ from typing import Any
 
 import grpc
 from opentelemetry.trace import Span
-from skerry.machines.v1 import machines_pb2
 from starlette.types import Receive, Scope, Send
 
 from gateway.auth import Admission
+from gateway.public_services import PUBLIC_SERVICES
 from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
-from gateway.rest.routes import Router, routes_of
+from gateway.rest.routes import NO_CONTENT, Router, routes_of
 from gateway.routing import UNREACHABLE_KEY
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -72,7 +72,7 @@ class _ClientGone(Exception):
 
 
 class RestApp:
-    """The ASGI application. `channel` leads to the public Machines service of this gateway."""
+    """The ASGI application. `channel` leads to the public services of this gateway."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class RestApp:
         """
         self._admit = admit
         self._max_body_bytes = max_body_bytes
-        routes = routes_of(machines_pb2.DESCRIPTOR.services_by_name["Machines"])
+        routes = routes_of(*PUBLIC_SERVICES)
         self._router = Router(routes)
         self._calls: dict[str, Callable[..., Any]] = {
             route.path: channel.unary_unary(
@@ -179,9 +179,9 @@ class RestApp:
 
 
 def _headers(answer: Answer, request_id: str) -> Headers:
+    described = [_JSON, (b"content-length", b"%d" % len(answer.body))] if answer.status != NO_CONTENT else []
     return [
-        _JSON,
-        (b"content-length", b"%d" % len(answer.body)),
+        *described,
         (b"fly-request-id", request_id.encode()),
         (b"traceparent", telemetry.current_traceparent().encode()),
         *answer.headers,

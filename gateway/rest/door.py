@@ -42,7 +42,7 @@ class RestDoor:
         grace: float = DRAIN_SECONDS,
         admit: Admission | None = None,
     ) -> None:
-        """`channel` leads to the public Machines service; `ready` is what `GET /healthz` tells; port 0 is any free one.
+        """`channel` leads to the public services; `ready` is what `GET /healthz` tells; port 0 is any free one.
 
         `admit` judges every request before anything else is done with it (see `gateway.auth.admission`). Requests that
         run when the process ends get `grace` seconds.

@@ -17,12 +17,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from skerry.types.v1 import annotations_pb2 as options
 
+from gateway.public_services import path_of
 from gateway.rest.codec import decode, dump, invalid
 from gateway.rest.forms import is_map, json_name, message_of
-from gateway.rest.writing import Encode, encoder_of
+from gateway.rest.writing import Encode, encoder_of, map_encoder_of
 from services.runtime.errors import InvalidConfig, MethodNotAllowed, NotFound, Violation
 
 MOST_QUERY_FIELDS = 200
+NO_CONTENT = 204
+"""The status of an answer without a body."""
 ITEMS_AT_ONCE = 200
 """Items of a list that are written before others have their turn."""
 
@@ -45,7 +48,7 @@ class Route:
     """One method of the API as REST has it.
 
     `template` is its path, with parameters as in "/v1/apps/{app_name}"; `parameters` are the fields those set, by the
-    position of their segment. `status` is that of a success; `write` makes the body of its answer.
+    position of their segment. `status` is that of a success; `write` makes the body of its answer, empty with 204.
     """
 
     verb: str
@@ -168,29 +171,36 @@ def _route(method: MethodDescriptor, rule: HttpRule) -> Route:
             parameters.append((position, parameter[1]))
     in_path = {field for _, field in parameters}
     fields = [field for field in method.input_type.fields if field.name not in in_path]
-    service = method.containing_service
+    status = method.GetOptions().Extensions[options.http_status] or 200
     return Route(
         verb=verb.upper(),
         template=template,
         segments=tuple(segments),
         parameters=tuple(parameters),
         rpc=method.name,
-        path=f"/{service.full_name}/{method.name}",
+        path=path_of(method),
         request=GetMessageClass(method.input_type),
         response=GetMessageClass(method.output_type),
         takes_body=rule.body == "*",
-        status=method.GetOptions().Extensions[options.http_status] or 200,
-        write=_writer(method, rule.response_body),
+        status=status,
+        write=_no_body if status == NO_CONTENT else _writer(method, rule.response_body),
         query={json_name(field): setter for field in fields if (setter := _setter(field)) is not None},
         query_maps={json_name(field): field.name for field in fields if _is_string_map(field)},
     )
+
+
+async def _no_body(_: Any) -> bytes:
+    return b""
 
 
 def _writer(method: MethodDescriptor, response_body: str) -> Write:
     if not response_body:
         return _message_writer(encoder_of(method.output_type), lambda response: response)
     field = method.output_type.fields_by_name[response_body]
-    encode, inner = encoder_of(message_of(field)), attrgetter(response_body)
+    inner = attrgetter(response_body)
+    if is_map(field):
+        return _message_writer(map_encoder_of(field), inner)
+    encode = encoder_of(message_of(field))
     return _list_writer(encode, inner) if field.is_repeated else _message_writer(encode, inner)
 
 

@@ -72,6 +72,11 @@ def encoder_of(descriptor: Descriptor) -> Encode:
     return encode_message
 
 
+def map_encoder_of(field: FieldDescriptor) -> Encode:
+    """What turns the entries of a map field into what the JSON serializer takes."""
+    return _map_encoder(_singular_encoder(message_of(field).fields_by_name["value"]))
+
+
 def _shown_when_empty(field: FieldDescriptor) -> Any:
     if field.is_repeated:
         return {} if is_map(field) else []
@@ -89,7 +94,7 @@ def _shown_when_empty(field: FieldDescriptor) -> Any:
 
 def _field_encoder(field: FieldDescriptor) -> Encode | None:
     if is_map(field):
-        return _map_encoder(_singular_encoder(message_of(field).fields_by_name["value"]))
+        return map_encoder_of(field)
     one = _singular_encoder(field)
     return _list_encoder(one) if field.is_repeated else one
 
