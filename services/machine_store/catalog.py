@@ -78,7 +78,7 @@ class Catalog:
 
 
 def _counted(row: Row) -> GetAppResponse:
-    return GetAppResponse(app=app_record(row), machine_count=row["machine_count"])
+    return GetAppResponse(app=app_record(row), machine_count=row["machine_count"], was_deployed=row["was_deployed"])
 
 
 def _no_app(name: str) -> NotFound:

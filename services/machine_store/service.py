@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, TypeAlias
 
 import grpc
-from skerry.store.v1 import catalog_store_pb2_grpc, plan_store_pb2_grpc, store_pb2_grpc
+from skerry.store.v1 import catalog_store_pb2_grpc, plan_store_pb2_grpc, release_store_pb2_grpc, store_pb2_grpc
 from skerry.store.v1 import store_pb2 as pb
 
 from services.machine_store import schema
@@ -22,6 +22,8 @@ from services.machine_store.machines import Machines
 from services.machine_store.plan import InitialPlan, Plans, make_first_plan
 from services.machine_store.plan_service import PlanStoreService
 from services.machine_store.records import moment, timestamp
+from services.machine_store.release_service import ReleaseStoreService
+from services.machine_store.releases import Releases
 from services.machine_store.replica import Replica
 from services.machine_store.reports import Reports
 from services.machine_store.transitions import Asked
@@ -81,12 +83,14 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._clock = clock
         self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
         self._catalog_store = CatalogStoreService(Replica(self._database, events=events))
+        self._release_store = ReleaseStoreService(Releases(self._database, clock=clock))
 
     def register(self, registry: Registry) -> None:
         """Add the servicers to `registry`."""
         store_pb2_grpc.add_MachineStoreServicer_to_server(self, registry)
         plan_store_pb2_grpc.add_PlanStoreServicer_to_server(self._plan_store, registry)
         catalog_store_pb2_grpc.add_CatalogStoreServicer_to_server(self._catalog_store, registry)
+        release_store_pb2_grpc.add_ReleaseStoreServicer_to_server(self._release_store, registry)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Migrate, then write and follow the log until cancelled; calls `ready` when it has caught up."""

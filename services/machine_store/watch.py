@@ -24,6 +24,7 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_MACHINE,
     RECORD_KIND_ORGANIZATION,
     RECORD_KIND_PLAN,
+    RECORD_KIND_RELEASE,
     RECORD_KIND_WORKER,
     Change,
     WatchFilter,
@@ -41,6 +42,7 @@ from services.machine_store.records import (
     storable,
     worker_record,
 )
+from services.machine_store.releases import release_record
 from services.machine_store.steps import Version
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError, Violation
@@ -88,6 +90,8 @@ class Selection:
             )
         if kind == RECORD_KIND_WORKER:
             return not self.worker_id or change.worker.id == self.worker_id
+        if kind == RECORD_KIND_RELEASE:
+            return not self.app_id or change.release.app_id == self.app_id
         return kind != RECORD_KIND_APP or not self.app_id or change.app.id == self.app_id
 
 
@@ -464,6 +468,10 @@ def _image_alias_change(row: Row) -> Change:
     return Change(revision=row["revision"], image_alias=record)
 
 
+def _release_change(row: Row) -> Change:
+    return Change(revision=row["revision"], release=release_record(_columns(row)))
+
+
 def _unknown_change(row: Row) -> Change:
     """A change of a kind that only newer instances know: it passes no filter, but has its revision."""
     return Change(revision=row["revision"])
@@ -481,6 +489,7 @@ _CHANGES: Mapping[int, Callable[[Row], Change]] = {
     RECORD_KIND_PLAN: _plan_change,
     RECORD_KIND_ORGANIZATION: _organization_change,
     RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
+    RECORD_KIND_RELEASE: _release_change,
 }
 _KINDS: Mapping[str, int] = {
     "machine": RECORD_KIND_MACHINE,
@@ -489,6 +498,7 @@ _KINDS: Mapping[str, int] = {
     "plan": RECORD_KIND_PLAN,
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
+    "release": RECORD_KIND_RELEASE,
 }
 """The kind of a change by the name of its record's field."""
 _STATES: Mapping[int, str] = {
@@ -497,6 +507,7 @@ _STATES: Mapping[int, str] = {
     RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
     RECORD_KIND_APP: "state_of_apps",
     RECORD_KIND_WORKER: "state_of_workers",
+    RECORD_KIND_RELEASE: "state_of_releases",
 }
 """The statement that reads the state of a kind; machines have several."""
 

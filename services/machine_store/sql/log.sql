@@ -57,6 +57,11 @@ SELECT * FROM machines WHERE id = $1
 -- The plan.
 SELECT revision, document AS record FROM plan
 
+-- name: state_of_releases
+-- Releases of apps that are not deleted.
+SELECT r.revision, to_jsonb(r) AS record FROM releases r JOIN apps a ON a.id = r.app_id AND a.deleted_at IS NULL
+ORDER BY r.revision
+
 -- name: state_of_organizations
 -- Organizations that are not deleted.
 SELECT revision, document AS record FROM catalog_records WHERE kind = 5 AND NOT deleted ORDER BY revision

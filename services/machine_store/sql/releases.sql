@@ -1,0 +1,17 @@
+-- Releases.
+
+-- name: create_release
+-- See release_functions.sql. $1 id, $2 app id, $3 strategy, $4 who made it, $5 image, $6 definition, $7 key, $8 moment.
+SELECT * FROM create_release($1, $2, $3, $4, $5, $6, $7, $8)
+
+-- name: update_release
+-- See release_functions.sql. $1 id, $2 revision that it must be at, $3 status, $4 metadata, $5 moment.
+SELECT update_release($1, $2, $3, $4, $5)
+
+-- name: get_release
+-- One release. $1 id.
+SELECT * FROM releases WHERE id = $1
+
+-- name: list_releases
+-- Releases of an app, newest first. $1 app id, $2 limit.
+SELECT * FROM releases WHERE app_id = $1 ORDER BY version DESC LIMIT $2
