@@ -6,11 +6,19 @@ What the centre is the origin of (apps, organizations, image aliases) goes up as
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf import json_format
 from skerry.handover.v1.plan_pb2 import Plan
+from skerry.store.v1.release_pb2 import (
+    RELEASE_STATUS_COMPLETE,
+    RELEASE_STATUS_PENDING,
+    RELEASE_STATUS_RUNNING,
+    ReleaseRecord,
+    ReleaseStatus,
+)
 from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
 
@@ -20,10 +28,11 @@ from services.central_sync.config_json import public_json
 MACHINE = "machine"
 WORKER = "worker"
 PLAN = "plan"
+RELEASE = "release"
 NOTHING = "nothing"
 """Kind of a revision that the centre has no use for."""
 
-Record = MachineRecord | WorkerRecord | Plan
+Record = MachineRecord | WorkerRecord | Plan | ReleaseRecord
 """What the region is the origin of."""
 
 
@@ -69,6 +78,8 @@ def payload_of(record: Record | None) -> dict[str, Any] | None:
                 "cordoned": record.cordoned,
                 "status": _name(HostStatus.Name(record.status), "HOST_STATUS_"),
             }
+        case ReleaseRecord():
+            return _release(record)
         case Plan():
             return json_format.MessageToDict(record, preserving_proto_field_name=True)
         case _:
@@ -96,6 +107,23 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
     return payload
 
 
+def _release(record: ReleaseRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "app_id": record.app_id,
+        "version": record.version,
+        "stable": record.status == RELEASE_STATUS_COMPLETE,
+        "in_progress": record.status in (RELEASE_STATUS_PENDING, RELEASE_STATUS_RUNNING),
+        "status": _name(ReleaseStatus.Name(record.status), "RELEASE_STATUS_"),
+        "strategy": record.strategy,
+        "user": record.user,
+        "image_ref": record.image_ref,
+        "created_at": record.created_at.ToJsonString(),
+        "definition": json.loads(record.definition_json) if record.definition_json else None,
+        "metadata": json.loads(record.metadata_json) if record.metadata_json else None,
+    }
+
+
 def _record_of(change: Change) -> tuple[str, str, Record | None]:
     match change.WhichOneof("record"):
         case "machine":
@@ -104,6 +132,8 @@ def _record_of(change: Change) -> tuple[str, str, Record | None]:
             return WORKER, change.worker.id, change.worker
         case "plan":
             return PLAN, PLAN, change.plan
+        case "release":
+            return RELEASE, change.release.id, change.release
         case _:
             return NOTHING, "", None
 

@@ -24,7 +24,7 @@ from services.runtime.errors import Conflict, IdempotencyConflict, InvalidConfig
 
 _ENDS = frozenset({RELEASE_STATUS_COMPLETE, RELEASE_STATUS_FAILED, RELEASE_STATUS_INTERRUPTED})
 
-TRANSITIONS: Mapping[int, frozenset[int]] = {
+TRANSITIONS: Mapping[ReleaseStatus.ValueType, frozenset[ReleaseStatus.ValueType]] = {
     RELEASE_STATUS_PENDING: frozenset({RELEASE_STATUS_RUNNING}) | _ENDS,
     RELEASE_STATUS_RUNNING: frozenset({RELEASE_STATUS_RUNNING}) | _ENDS,
     RELEASE_STATUS_COMPLETE: frozenset({RELEASE_STATUS_COMPLETE}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 from skerry.handover.v1.plan_pb2 import PART_MODE_LOCAL, PartPlan, Plan
+from skerry.store.v1.release_pb2 import RELEASE_STATUS_COMPLETE, RELEASE_STATUS_RUNNING, ReleaseRecord
 from skerry.store.v1.store_pb2 import AppRecord, Change, MachineRecord, WorkerRecord
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
@@ -69,6 +70,24 @@ def test_workers_and_the_plan_go_up_and_what_the_centre_is_the_origin_of_does_no
     assert plan.payload["parts"] == [{"part": "env", "mode": "PART_MODE_LOCAL"}]
     assert (app.kind, app.payload) == (NOTHING, None)
     assert [event.kind for event in state_of(changes)] == ["worker", "plan"]
+
+
+def test_a_release_goes_up_with_its_number_and_its_definition() -> None:
+    record = ReleaseRecord(
+        id="001r", app_id="a1", version=7, status=RELEASE_STATUS_RUNNING, definition_json='{"app":"web"}'
+    )
+    running, done = ReleaseRecord(), ReleaseRecord()
+    running.CopyFrom(record)
+    done.CopyFrom(record)
+    done.status = RELEASE_STATUS_COMPLETE
+    (event,) = events_of([Change(revision=1, release=running)], 0, 1)
+    assert (event.kind, event.key) == ("release", "001r")
+    assert event.payload is not None
+    assert (event.payload["version"], event.payload["definition"]) == (7, {"app": "web"})
+    assert (event.payload["status"], event.payload["in_progress"], event.payload["stable"]) == ("running", True, False)
+    (told,) = state_of([Change(revision=2, release=done)])
+    assert told.payload is not None
+    assert (told.payload["status"], told.payload["in_progress"], told.payload["stable"]) == ("complete", False, True)
 
 
 def test_slices_lose_nothing() -> None:
