@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Never
 
 import grpc
 from skerry.machines.v1 import machines_pb2 as api
+from skerry.machines.v1.graphql_pb2_grpc import GraphQLStub
 from skerry.machines.v1.machines_pb2_grpc import MachinesStub
+from skerry.machines.v1.platform_pb2_grpc import PlatformStub
+from skerry.machines.v1.releases_pb2_grpc import ReleasesStub
+from skerry.machines.v1.secrets_pb2_grpc import SecretsStub
+from skerry.machines.v1.volumes_pb2_grpc import VolumesStub
 
 from services.runtime.channels import connect
 from services.runtime.edges import GATEWAY, count_refusal
@@ -33,6 +38,17 @@ Connect = Callable[[Sequence[str], str, str], grpc.aio.Channel]
 """Makes a channel from addresses, the caller's and the callee's place and service."""
 
 
+_STUBS: Mapping[str, Callable[[grpc.aio.Channel], Any]] = {
+    "Machines": MachinesStub,
+    "Volumes": VolumesStub,
+    "Secrets": SecretsStub,
+    "Platform": PlatformStub,
+    "Releases": ReleasesStub,
+    "GraphQL": GraphQLStub,
+}
+"""The public services that requests may belong to another cell of, by name."""
+
+
 class Listed(NamedTuple):
     """Machines, oldest first, and the codes of the regions that did not answer."""
 
@@ -54,9 +70,11 @@ class Peer:
         self.channel = channel
         self._here = here
         self._there = there
-        self._stub: Any = MachinesStub(channel) if channel is not None else None
+        self._stubs: dict[str, Any] = {}
 
-    async def call(self, method: str, request: Any, seconds: float | None = CALL_SECONDS) -> Any:
+    async def call(
+        self, method: str, request: Any, seconds: float | None = CALL_SECONDS, *, service: str = "Machines"
+    ) -> Any:
         """Make the call that is being served there; it lasts no longer than that one, nor than `seconds`.
 
         Raises ForbiddenDependency when it comes from another cell already, DependencyDown naming the region when it
@@ -64,17 +82,24 @@ class Peer:
         """
         if _gateways_before(self._here):
             _refuse_second_hop(self._there)
-        if self._stub is None:
+        if self.channel is None:
             raise self._down("the region map has no gateway of it")
         call = current_call()
         carried = call.metadata if call is not None else {}
         metadata = tuple((key, carried[key]) for key in FORWARDED_KEYS if key in carried)
         try:
-            return await getattr(self._stub, method)(request, timeout=seconds, metadata=metadata)
+            return await getattr(self._stub_of(service), method)(request, timeout=seconds, metadata=metadata)
         except DependencyDown as error:
             if error.metadata.get("dependency") != self._there:
                 raise
             raise self._down(error.message) from error
+
+    def _stub_of(self, service: str) -> Any:
+        stub = self._stubs.get(service)
+        if stub is None:
+            assert self.channel is not None
+            stub = self._stubs[service] = _STUBS[service](self.channel)
+        return stub
 
     def _down(self, why: str) -> DependencyDown:
         return DependencyDown(
@@ -112,6 +137,13 @@ class Routing:
             return None
         cell = cell_of(machine_id)
         if cell is None or cell == self.cell:
+            return None
+        self._regions.region_of_cell(cell)
+        return self._peer(cell)
+
+    def by_cell(self, cell: str) -> Peer | None:
+        """Who serves what is in `cell`; None for this one. Raises NotFound for an unknown cell."""
+        if cell == self.cell:
             return None
         self._regions.region_of_cell(cell)
         return self._peer(cell)
