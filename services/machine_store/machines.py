@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 
 from skerry.converter.v1.converter_pb2 import ConversionResult
 from skerry.store.v1.store_pb2 import (
+    AcquireLeaseRequest,
     ApplyVerbRequest,
+    ChangeMetadataRequest,
     CreateMachineRequest,
+    ExplainDelayRequest,
+    Lease,
     MachineRecord,
+    ReleaseLeaseRequest,
     UpdateMachineRequest,
+    VersionRecord,
 )
-from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED, MACHINE_STATE_STARTING, MachineEvent
+from skerry.types.v1.config_pb2 import MachineConfig
+from skerry.types.v1.machine_pb2 import (
+    MACHINE_STATE_CREATED,
+    MACHINE_STATE_STARTING,
+    MACHINE_STATE_SUSPENDED,
+    MachineEvent,
+)
 from skerry.types.v1.spec_pb2 import MachineSpec
 
+from services.machine_store import leases
 from services.machine_store.batch import BatchWriter
 from services.machine_store.database import Database, OutcomeUnknown, Row
 from services.machine_store.events import Events
@@ -51,7 +66,17 @@ CHUNK = 200
 """Most machines in one message of a list."""
 MOST_EVENTS = 1000
 """Most events in one answer."""
+MOST_VERSIONS = 1000
+"""Most versions in one answer."""
+MOST_METADATA_BYTES = 65_536
+"""Most that keys and values of a machine's metadata may take together."""
 
+DELAY = "delay"
+"""Type of the event that says what a machine waits for."""
+FORCED_RELEASE = "lease_release"
+"""Type of the event that says who took a lease away from its holder."""
+
+_MARKS = {Asked.CORDON: True, Asked.UNCORDON: False}
 _EVENTS_OF_A_REPEAT = 10
 _ATTEMPTS = 20
 _PATIENCE = 5.0
@@ -76,6 +101,13 @@ class Changed:
     changed: bool
 
 
+class _Look(NamedTuple):
+    """A machine as it was read, without config and spec, and the time of the database then."""
+
+    record: MachineRecord
+    now: datetime
+
+
 class Machines:
     """The machines of the region. Writes go through `writer`, reads are queries."""
 
@@ -89,7 +121,7 @@ class Machines:
 
         Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, PlanMoved, DependencyDown.
         """
-        create = self._new_machine(request)
+        create = self._new_machine(request, await self._new_lease(request))
         outcome = await self._create_for_certain(create)
         if outcome.outcome == "done":
             return Created(create.record, [create.event], repeated=False)
@@ -111,11 +143,12 @@ class Machines:
         candidates = [storable(worker) for worker in request.candidate_worker_ids]
         event_id = ""
         for _ in range(_ATTEMPTS):
-            record = await self._basic(request.machine_id, request.app_id, patient=event_id != "")
+            record, now = await self._look(request.machine_id, request.app_id, patient=event_id != "")
             before = record.state
             written = await self._written(record, event_id)
             if written or record.instance_id == request.instance_id:
                 return Changed(record, written, before, changed=True)
+            _check_lease(request, record, now)
             if request.current_version not in ("", record.instance_id):
                 raise VersionMismatch(
                     f"{record.id} is at version {record.instance_id}, not {request.current_version}: get it again",
@@ -127,7 +160,7 @@ class Machines:
             self._enter(record, after or before)
             record.instance_id = request.instance_id
             record.name = request.name or record.name
-            record.cordoned = request.cordoned
+            record.cordoned = record.cordoned or request.cordoned
             _copy_from_spec(record, request.conversion.spec)
             event = self._events.happen(record, Asked.UPDATE.value, request.source)
             event_id = event.id
@@ -144,7 +177,7 @@ class Machines:
                 case "done":
                     return Changed(record, [event], before, changed=True)
                 case "repeated":
-                    record = await self._basic(request.machine_id, request.app_id, patient=False)
+                    record, _ = await self._look(request.machine_id, request.app_id, patient=False)
                     return Changed(record, (), before, changed=True)
                 case "name_taken":
                     raise _name_taken(request.name)
@@ -155,12 +188,13 @@ class Machines:
     async def apply(self, request: ApplyVerbRequest, asked: Asked) -> Changed:
         """Apply a verb other than update.
 
-        Raises NotFound, WrongState, StillRunning, Conflict (another generation than expected), DependencyDown.
+        Raises NotFound, LeaseHeld, WrongState, StillRunning, Conflict (another generation than expected),
+        DependencyDown.
         """
         check_text(source=request.source)
         event_id = ""
         for _ in range(_ATTEMPTS):
-            record = await self._basic(request.machine_id, request.app_id, patient=event_id != "")
+            record, now = await self._look(request.machine_id, request.app_id, patient=event_id != "")
             before = record.state
             if written := await self._written(record, event_id):
                 return Changed(record, written, before, changed=True)
@@ -169,11 +203,15 @@ class Machines:
                     f"machine {record.id} is of generation {record.generation}, not {request.expected_generation}: "
                     "something else was asked of it meanwhile"
                 )
+            _check_lease(request, record, now)
             after = ask(asked, before, machine=record.id, force=request.force)
-            if after is None:
+            if after is None or record.cordoned is _MARKS.get(asked):
                 return Changed(record, (), before, changed=False)
             expected = record.revision
-            self._enter(record, after)
+            if asked in _MARKS:
+                record.cordoned = _MARKS[asked]
+            else:
+                self._enter(record, after, resumes=asked is Asked.START and before == MACHINE_STATE_SUSPENDED)
             if request.HasField("stop") and asked is not Asked.START:
                 record.stop.CopyFrom(request.stop)
             event = self._events.happen(record, asked.value, request.source)
@@ -191,7 +229,10 @@ class Machines:
         )
         if row is None:
             raise _no_machine(machine_id)
-        return whole_machine_record(row), _events(row)
+        record = whole_machine_record(row)
+        if leases.held(record, row["now"]) is None:
+            record.ClearField("lease")
+        return record, _events(row)
 
     async def list(
         self,
@@ -223,6 +264,110 @@ class Machines:
             raise _no_machine(machine_id)
         return _events(row)
 
+    async def versions(self, machine_id: str, app_id: str, limit: int) -> Sequence[VersionRecord]:
+        """The versions of a machine, newest first. Raises InvalidConfig (limit), NotFound, DependencyDown."""
+        if not 1 <= limit <= MOST_VERSIONS:
+            why = f"is {limit}: it must be from 1 to {MOST_VERSIONS}"
+            raise InvalidConfig(f"limit {why}", violations=[Violation("limit", why)])
+        rows = await self._database.fetch(_SQL["list_versions"], storable(machine_id), storable(app_id), limit)
+        if not rows:
+            raise _no_machine(machine_id)
+        return [
+            VersionRecord(
+                instance_id=row["instance_id"],
+                config=MachineConfig.FromString(row["config"]),
+                created_at=timestamp(row["created_at"]),
+            )
+            for row in rows
+            if row["instance_id"] is not None
+        ]
+
+    async def acquire_lease(self, request: AcquireLeaseRequest) -> Lease:
+        """Take a lease, or refresh the one that is held. Repeating it is safe.
+
+        Raises InvalidConfig, NotFound, LeaseHeld, WrongState, DependencyDown.
+        """
+        patient = False
+        for _ in range(_ATTEMPTS):
+            record, now = await self._look(request.machine_id, request.app_id, patient=patient)
+            if patient and record.lease.nonce == request.lease.nonce:
+                return record.lease
+            ask(Asked.LEASE, record.state, machine=record.id)
+            leases.take(record, request.lease, now, held_nonce=request.held_nonce)
+            outcome = await self._try(step_to(record, None), record, None)
+            if outcome == "done":
+                return record.lease
+            patient = outcome == "unknown"
+        raise _too_busy(request.machine_id)
+
+    async def release_lease(self, request: ReleaseLeaseRequest) -> Lease:
+        """Give a lease back; the lease that was held. One that is taken away leaves an event that says who did it.
+
+        Raises NotFound, LeaseHeld, DependencyDown.
+        """
+        check_text(who=request.who)
+        released: Lease | None = None
+        for _ in range(_ATTEMPTS):
+            record, now = await self._look(request.machine_id, request.app_id, patient=released is not None)
+            if released is not None and leases.held(record, now) is None:
+                return released
+            foreign = leases.held(record, now) is not None and record.lease.nonce != request.held_nonce
+            lease = leases.give_back(record, request.held_nonce, now, force=request.force)
+            event = None
+            if foreign:
+                status = f"taken by {request.who} from {lease.owner}, who held it until {leases.until(lease)}"
+                event = self._events.happen(record, FORCED_RELEASE, "user", status)
+            outcome = await self._try(step_to(record, event), record, event)
+            if outcome == "done":
+                return lease
+            released = lease if outcome == "unknown" else None
+        raise _too_busy(request.machine_id)
+
+    async def change_metadata(self, request: ChangeMetadataRequest) -> Changed:
+        """Set and delete entries of a machine's metadata, without a new version. Repeating it is safe.
+
+        Raises InvalidConfig, NotFound, LeaseHeld, WrongState, DependencyDown.
+        """
+        for _ in range(_ATTEMPTS):
+            row = await self._database.fetchrow(
+                _SQL["get_machine"], storable(request.machine_id), storable(request.app_id), 0, patience=_PATIENCE
+            )
+            if row is None:
+                raise _no_machine(request.machine_id)
+            record = machine_record(row)
+            _check_lease(request, record, row["now"])
+            ask(Asked.METADATA, record.state, machine=record.id)
+            before = dict(whole_machine_record(row).config.metadata)
+            after = {key: value for key, value in {**before, **request.set}.items() if key not in request.delete}
+            if after == before:
+                return Changed(record, (), record.state, changed=False)
+            _check_metadata(after)
+            record.metadata.clear()
+            record.metadata.update(after)
+            record.metadata_changed = True
+            self._events.touch(record)
+            if await self._try(step_to(record, None), record, None) == "done":
+                return Changed(record, (), record.state, changed=True)
+        raise _too_busy(request.machine_id)
+
+    async def explain_delay(self, request: ExplainDelayRequest) -> bool:
+        """Note what a machine waits for, with an event; whether that was news.
+
+        Raises InvalidConfig, NotFound, Conflict for one that is in another generation or state, DependencyDown.
+        """
+        check_text(reason=request.reason)
+        for _ in range(_ATTEMPTS):
+            record, _ = await self._look(request.machine_id, "", patient=True)
+            if (record.generation, record.state) != (request.expected_generation, request.expected_state):
+                raise Conflict(f"machine {record.id} does not wait any more: something else has happened to it")
+            if record.reason == request.reason:
+                return False
+            record.reason = request.reason
+            event = self._events.happen(record, DELAY, "flyd", request.reason)
+            if await self._try(step_to(record, event), record, event) == "done":
+                return True
+        raise _too_busy(request.machine_id)
+
     async def made_by(
         self, app_id: str, key: str, fingerprint: bytes
     ) -> tuple[MachineRecord, Sequence[MachineEvent]] | None:
@@ -239,7 +384,15 @@ class Machines:
             raise _other_request(key)
         return await self.get(row["machine_id"], events=_EVENTS_OF_A_REPEAT)
 
-    def _new_machine(self, request: CreateMachineRequest) -> Create:
+    async def _new_lease(self, request: CreateMachineRequest) -> Lease | None:
+        """The lease that a new machine is to have. It costs a look at the database's clock."""
+        if not request.HasField("lease"):
+            return None
+        record = MachineRecord(id=request.machine_id, instance_id=request.instance_id)
+        leases.take(record, request.lease, await self._database.fetchval(_SQL["get_time"]))
+        return record.lease
+
+    def _new_machine(self, request: CreateMachineRequest, lease: Lease | None) -> Create:
         check_text(
             name=request.name,
             idempotency_key=request.idempotency_key,
@@ -270,6 +423,7 @@ class Machines:
             created_at=now,
             updated_at=now,
             generation_at=now if request.launch else None,
+            lease=lease,
         )
         _copy_from_spec(record, request.conversion.spec)
         event = MachineEvent(
@@ -308,19 +462,20 @@ class Machines:
                 lost = error
         raise lost
 
-    def _enter(self, record: MachineRecord, state: State) -> None:
-        """Put a machine into a state that was asked for."""
+    def _enter(self, record: MachineRecord, state: State, *, resumes: bool = False) -> None:
+        """Put a machine into a state that was asked for. One that resumes is still in its generation."""
         record.state = state
         record.desired = DESIRED[state]
         record.reason = ""
         record.ClearField("stop")
         if state in RUN_AGAIN:
-            record.generation += 1
             record.generation_at.CopyFrom(timestamp(self._events.now()))
+        if state in RUN_AGAIN and not resumes:
+            record.generation += 1
             record.restart_count = 0
             del record.checks[:]
 
-    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent, plan_epoch: int = 0) -> str:
+    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent | None, plan_epoch: int = 0) -> str:
         """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
         unit = Unit(plan_epoch=plan_epoch)
         unit.add(step, record, event)
@@ -334,12 +489,12 @@ class Machines:
             raise _plan_moved(plan_epoch, outcome)
         return outcome.outcome
 
-    async def _basic(self, machine_id: str, app_id: str, *, patient: bool) -> MachineRecord:
+    async def _look(self, machine_id: str, app_id: str, *, patient: bool) -> _Look:
         patience = _PATIENCE if patient else 0.0
         row = await self._database.fetchrow(_SQL["get_machine_basic"], storable(machine_id), patience=patience)
         if row is None or app_id not in ("", row["app_id"]):
             raise _no_machine(machine_id)
-        return machine_record(row)
+        return _Look(machine_record(row), row["now"])
 
     async def _written(self, record: MachineRecord, event_id: str) -> Sequence[MachineEvent]:
         """The event of a write whose outcome was not known, if it took effect."""
@@ -360,9 +515,30 @@ def _copy_from_spec(record: MachineRecord, spec: MachineSpec) -> None:
     """What a record also shows without its spec."""
     record.ClearField("metadata")
     record.metadata.update(spec.metadata.entries)
+    record.metadata_changed = False
     record.schedule = spec.schedule.interval
     del record.standby_for[:]
     record.standby_for.extend(spec.standbys.machine_ids)
+
+
+def _check_lease(
+    request: UpdateMachineRequest | ApplyVerbRequest | ChangeMetadataRequest, record: MachineRecord, now: datetime
+) -> None:
+    if request.HasField("lease_nonce"):
+        leases.check(record, request.lease_nonce, now)
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    violations = []
+    for key, value in metadata.items():
+        if not key:
+            violations.append(Violation("metadata", "must have a key"))
+        if "\0" in key or "\0" in value:
+            violations.append(Violation(f"metadata.{key[:64]}", "contains a NUL character: leave it out"))
+    if sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items()) > MOST_METADATA_BYTES:
+        violations.append(Violation("metadata", f"takes more than {MOST_METADATA_BYTES} bytes: shorten it"))
+    if violations:
+        raise InvalidConfig("; ".join(f"{v.field} {v.why}" for v in violations), violations=violations)
 
 
 def _events(row: Row) -> Sequence[MachineEvent]:

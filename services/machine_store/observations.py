@@ -55,6 +55,8 @@ def take_in(record: MachineRecord, worker_id: str, observation: Observation, *, 
             return _let_go(record) if leaving else _destroyed(record)
         case "checks_changed":
             return _checks(record, observation) if here else None
+        case "suspended" | "not_suspended" as what if here:
+            return _froze(record, what, observation)
         case "started" | "exited" | "failed" as what if record.state != MACHINE_STATE_DESTROYED or leaving:
             return _ran(record, what, observation, auto_destroy=auto_destroy, here=here)
     return None
@@ -140,6 +142,19 @@ def _checks(record: MachineRecord, observation: Observation) -> Effect | None:
     return Effect()
 
 
+def _froze(record: MachineRecord, what: str, observation: Observation) -> Effect | None:
+    seen = Seen.SUSPENDED if what == "suspended" else Seen.NOT_SUSPENDED
+    before = record.state
+    if observation.generation != record.generation:
+        return None
+    after = observe(seen, record.state, record.desired)
+    if after.state == before:
+        return None
+    record.state, record.desired = after.state, after.desired
+    record.reason = readable(observation.not_suspended.reason) if seen is Seen.NOT_SUSPENDED else ""
+    return Effect("suspend", record.reason or state_name(record.state))
+
+
 def _ran(record: MachineRecord, what: str, observation: Observation, *, auto_destroy: bool, here: bool) -> Effect:
     exited = observation.exited.exit
     present = here and observation.generation == record.generation
@@ -155,10 +170,9 @@ def _ran(record: MachineRecord, what: str, observation: Observation, *, auto_des
         record.state, record.desired = after.state, after.desired
         if what != "failed":
             record.restart_count = getattr(observation, what).restart_count
-        if seen is Seen.FAILED and record.state != before:
-            record.reason = readable(observation.failed.reason)
-        elif record.state == MACHINE_STATE_STARTED:
-            record.reason = ""
+        if record.state != before or record.state == MACHINE_STATE_STARTED:
+            # What it waited for, if it did, is over.
+            record.reason = readable(observation.failed.reason) if seen is Seen.FAILED else ""
     elif let_go:
         _let_go(record)
     if what == "failed":

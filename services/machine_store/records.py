@@ -82,6 +82,8 @@ def details(record: MachineRecord) -> bytes:
         metadata=record.metadata,
         schedule=record.schedule,
         standby_for=record.standby_for,
+        lease=record.lease if record.HasField("lease") else None,
+        metadata_changed=record.metadata_changed,
     ).SerializeToString()
 
 
@@ -90,6 +92,10 @@ def add_version(record: MachineRecord, config: bytes, spec: bytes, parts: bytes)
     record.config.MergeFromString(config)
     record.spec.MergeFromString(spec)
     record.parts.extend(ConversionResult.FromString(parts).parts)
+    if record.metadata_changed:
+        for entries in (record.config.metadata, record.spec.metadata.entries):
+            entries.clear()
+            entries.update(record.metadata)
 
 
 def whole_machine_record(row: Columns) -> MachineRecord:

@@ -40,6 +40,9 @@ _VERBS = {
     pb.VERB_STOP: Asked.STOP,
     pb.VERB_RESTART: Asked.RESTART,
     pb.VERB_DESTROY: Asked.DESTROY,
+    pb.VERB_SUSPEND: Asked.SUSPEND,
+    pb.VERB_CORDON: Asked.CORDON,
+    pb.VERB_UNCORDON: Asked.UNCORDON,
 }
 
 _MIGRATION_SECONDS = 600.0
@@ -156,6 +159,24 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     ) -> pb.ListMachineEventsResponse:
         events = await self._machines.events(request.machine_id, request.app_id, request.limit)
         return pb.ListMachineEventsResponse(events=events)
+
+    async def ListMachineVersions(
+        self, request: pb.ListMachineVersionsRequest, context: Context
+    ) -> pb.ListMachineVersionsResponse:
+        versions = await self._machines.versions(request.machine_id, request.app_id, request.limit)
+        return pb.ListMachineVersionsResponse(versions=versions)
+
+    async def AcquireLease(self, request: pb.AcquireLeaseRequest, context: Context) -> pb.AcquireLeaseResponse:
+        return pb.AcquireLeaseResponse(lease=await self._machines.acquire_lease(request))
+
+    async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, context: Context) -> pb.ReleaseLeaseResponse:
+        return pb.ReleaseLeaseResponse(lease=await self._machines.release_lease(request))
+
+    async def ChangeMetadata(self, request: pb.ChangeMetadataRequest, context: Context) -> pb.ChangeMetadataResponse:
+        return pb.ChangeMetadataResponse(machine=(await self._machines.change_metadata(request)).machine)
+
+    async def ExplainDelay(self, request: pb.ExplainDelayRequest, context: Context) -> pb.ExplainDelayResponse:
+        return pb.ExplainDelayResponse(changed=await self._machines.explain_delay(request))
 
     async def LookupIdempotencyKey(
         self, request: pb.LookupIdempotencyKeyRequest, context: Context

@@ -11,6 +11,7 @@ from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_DESTROYED,
     DESIRED_STATE_STARTED,
     DESIRED_STATE_STOPPED,
+    DESIRED_STATE_SUSPENDED,
     DesiredState,
 )
 from skerry.types.v1.machine_pb2 import (
@@ -41,22 +42,28 @@ class Asked(Enum):
     START = "start"
     STOP = "stop"
     RESTART = "restart"
+    SUSPEND = "suspend"
     UPDATE = "update"
+    CORDON = "cordon"
+    UNCORDON = "uncordon"
+    LEASE = "lease"
+    METADATA = "metadata"
     DESTROY = "destroy"
 
 
 class Answer(Enum):
-    """What a verb is answered with where it changes nothing."""
+    """What a verb is answered with where it changes no state."""
 
     NOTHING_TO_DO = "200"
+    DONE = "done"
     WRONG_STATE = "409"
     STILL_RUNNING = "412"
 
 
-_OK, _NO, _RUNS = Answer.NOTHING_TO_DO, Answer.WRONG_STATE, Answer.STILL_RUNNING
+_OK, _NO, _RUNS, _DONE = Answer.NOTHING_TO_DO, Answer.WRONG_STATE, Answer.STILL_RUNNING, Answer.DONE
 _STARTING, _RESTARTING = MACHINE_STATE_STARTING, MACHINE_STATE_RESTARTING
 _STOPPING, _STOPPED = MACHINE_STATE_STOPPING, MACHINE_STATE_STOPPED
-_DESTROYING = MACHINE_STATE_DESTROYING
+_SUSPENDING, _DESTROYING = MACHINE_STATE_SUSPENDING, MACHINE_STATE_DESTROYING
 
 _COLUMNS: tuple[tuple[State, ...], ...] = (
     (MACHINE_STATE_CREATED,),
@@ -64,17 +71,23 @@ _COLUMNS: tuple[tuple[State, ...], ...] = (
     (MACHINE_STATE_SUSPENDED,),
     (MACHINE_STATE_STARTING, MACHINE_STATE_RESTARTING),
     (MACHINE_STATE_STARTED,),
-    (MACHINE_STATE_STOPPING, MACHINE_STATE_SUSPENDING),
+    (MACHINE_STATE_STOPPING,),
+    (MACHINE_STATE_SUSPENDING,),
     (MACHINE_STATE_DESTROYING, MACHINE_STATE_DESTROYED),
 )
 # fmt: off
 _ROWS: dict[Asked, tuple[State | Answer, ...]] = {
-    #               created      stopped…     suspended    starting…    started      stopping…  destroying…
-    Asked.START:   (_STARTING,   _STARTING,   _STARTING,   _OK,         _OK,         _NO,       _NO),
-    Asked.STOP:    (_STOPPED,    _OK,         _STOPPED,    _STOPPING,   _STOPPING,   _STOPPING, _NO),
-    Asked.RESTART: (_STARTING,   _STARTING,   _STARTING,   _RESTARTING, _RESTARTING, _NO,       _NO),
-    Asked.UPDATE:  (_STOPPED,    _STOPPED,    _STOPPED,    _RESTARTING, _RESTARTING, _STOPPING, _NO),
-    Asked.DESTROY: (_DESTROYING, _DESTROYING, _DESTROYING, _RUNS,       _RUNS,       _RUNS,     _OK),
+    #                created      stopped…     suspended    starting…    started      stopping   suspending destroying…
+    Asked.START:    (_STARTING,   _STARTING,   _STARTING,   _OK,         _OK,         _NO,       _NO,       _NO),
+    Asked.STOP:     (_STOPPED,    _OK,         _STOPPED,    _STOPPING,   _STOPPING,   _STOPPING, _STOPPING, _NO),
+    Asked.RESTART:  (_STARTING,   _STARTING,   _STARTING,   _RESTARTING, _RESTARTING, _NO,       _NO,       _NO),
+    Asked.SUSPEND:  (_NO,         _NO,         _OK,         _NO,         _SUSPENDING, _NO,       _OK,       _NO),
+    Asked.UPDATE:   (_STOPPED,    _STOPPED,    _STOPPED,    _RESTARTING, _RESTARTING, _STOPPING, _STOPPING, _NO),
+    Asked.CORDON:   (_DONE,       _DONE,       _DONE,       _DONE,       _DONE,       _DONE,     _DONE,     _NO),
+    Asked.UNCORDON: (_DONE,       _DONE,       _DONE,       _DONE,       _DONE,       _DONE,     _DONE,     _NO),
+    Asked.LEASE:    (_DONE,       _DONE,       _DONE,       _DONE,       _DONE,       _DONE,     _DONE,     _NO),
+    Asked.METADATA: (_DONE,       _DONE,       _DONE,       _DONE,       _DONE,       _DONE,     _DONE,     _NO),
+    Asked.DESTROY:  (_DESTROYING, _DESTROYING, _DESTROYING, _RUNS,       _RUNS,       _RUNS,     _RUNS,     _OK),
 }
 # fmt: on
 
@@ -91,6 +104,8 @@ DESIRED: Mapping[State, Desired] = {
     MACHINE_STATE_STARTED: DESIRED_STATE_STARTED,
     MACHINE_STATE_STOPPING: DESIRED_STATE_STOPPED,
     MACHINE_STATE_STOPPED: DESIRED_STATE_STOPPED,
+    MACHINE_STATE_SUSPENDING: DESIRED_STATE_SUSPENDED,
+    MACHINE_STATE_SUSPENDED: DESIRED_STATE_SUSPENDED,
     MACHINE_STATE_FAILED: DESIRED_STATE_STOPPED,
     MACHINE_STATE_DESTROYING: DESIRED_STATE_DESTROYED,
     MACHINE_STATE_DESTROYED: DESIRED_STATE_DESTROYED,
@@ -111,13 +126,24 @@ _ADVICE: Mapping[State, str] = {
 }
 
 
+_NOT_RUNNING_YET: Mapping[State, str] = {
+    MACHINE_STATE_CREATED: "start it first",
+    MACHINE_STATE_STOPPED: "start it first",
+    MACHINE_STATE_FAILED: "start it first",
+    MACHINE_STATE_LAUNCH_FAILED: "start it first",
+    MACHINE_STATE_STARTING: "wait until it is started",
+    MACHINE_STATE_RESTARTING: "wait until it is started",
+}
+"""Advice for what only a machine that runs can do."""
+
+
 def state_name(state: State) -> str:
     """A state as users write it."""
     return MachineState.Name(state).removeprefix("MACHINE_STATE_").lower()
 
 
 def ask(asked: Asked, state: State, *, machine: str, force: bool = False, launch: bool = True) -> State | None:
-    """The state that `asked` puts a machine into; None when there is nothing left to do.
+    """The state that `asked` puts a machine into, or leaves it in; None when there is nothing left to do.
 
     `force` destroys one that runs; `launch` restarts one that runs into its new version, otherwise it is stopped.
     Raises WrongState or StillRunning, as the table says.
@@ -128,6 +154,8 @@ def ask(asked: Asked, state: State, *, machine: str, force: bool = False, launch
     if isinstance(outcome, Answer):
         if outcome is Answer.NOTHING_TO_DO:
             return None
+        if outcome is Answer.DONE:
+            return state
         raise _refusal(outcome, asked, state, machine)
     if asked is Asked.UPDATE and outcome in RUN_AGAIN and not launch:
         return MACHINE_STATE_STOPPING
@@ -136,6 +164,8 @@ def ask(asked: Asked, state: State, *, machine: str, force: bool = False, launch
 
 def _refusal(answer: Answer, asked: Asked, state: State, machine: str) -> SkerryError:
     advice = _ADVICE.get(state, "wait until it is in another state")
+    if asked is Asked.SUSPEND and state in _NOT_RUNNING_YET:
+        advice = _NOT_RUNNING_YET[state]
     kind: type[SkerryError] = WrongState
     if answer is Answer.STILL_RUNNING:
         kind, advice = StillRunning, f"{advice}, or destroy it with force"
@@ -153,6 +183,8 @@ class Seen(Enum):
     RESTARTING = "exited, and its policy starts it again"
     EXITED = "exited"
     FAILED = "failed"
+    SUSPENDED = "suspended"
+    NOT_SUSPENDED = "cannot be suspended"
     DESTROYED = "destroyed"
 
 
@@ -171,11 +203,15 @@ _EFFECTS: Mapping[tuple[Seen, Desired], State] = {
     (Seen.FAILED, DESIRED_STATE_STARTED): MACHINE_STATE_FAILED,
     (Seen.EXITED, DESIRED_STATE_STOPPED): MACHINE_STATE_STOPPED,
     (Seen.FAILED, DESIRED_STATE_STOPPED): MACHINE_STATE_STOPPED,
+    (Seen.SUSPENDED, DESIRED_STATE_SUSPENDED): MACHINE_STATE_SUSPENDED,
+    (Seen.NOT_SUSPENDED, DESIRED_STATE_SUSPENDED): MACHINE_STATE_STARTED,
+    (Seen.EXITED, DESIRED_STATE_SUSPENDED): MACHINE_STATE_STOPPED,
+    (Seen.FAILED, DESIRED_STATE_SUSPENDED): MACHINE_STATE_FAILED,
     (Seen.DESTROYED, DESIRED_STATE_DESTROYED): MACHINE_STATE_DESTROYED,
 }
 """The state after an observation of the present generation, by what is asked for; what is not in it changes nothing."""
 
-_STILL_THERE: frozenset[State] = frozenset({MACHINE_STATE_STOPPING, MACHINE_STATE_SUSPENDING})
+_STILL_THERE: frozenset[State] = frozenset({MACHINE_STATE_STOPPING})
 
 
 def observe(seen: Seen, state: State, desired: Desired, *, auto_destroy: bool = False) -> Next:

@@ -1,8 +1,8 @@
 -- Reading machines. Columns of `machines` come as they are; config, spec and parts are those of the present version.
 
 -- name: get_machine
--- One machine, whole, with its newest events. $1 id, $2 app id or '', $3 number of events.
-SELECT m.*, v.config, v.spec, v.parts, ARRAY(
+-- One machine, whole, with its newest events, and the time. $1 id, $2 app id or '', $3 number of events.
+SELECT m.*, v.config, v.spec, v.parts, clock_timestamp() AS now, ARRAY(
     SELECT ROW(e.id, e.type, e.status, e.source, e.at, e.request)
     FROM machine_events e WHERE e.machine_id = m.id ORDER BY e.id DESC LIMIT $3
 ) AS events
@@ -10,8 +10,12 @@ FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.ins
 WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
 
 -- name: get_machine_basic
--- One machine without its version. $1 id.
-SELECT * FROM machines WHERE id = $1
+-- One machine without its version, and the time. $1 id.
+SELECT *, clock_timestamp() AS now FROM machines WHERE id = $1
+
+-- name: get_time
+-- The time, by which leases end.
+SELECT clock_timestamp()
 
 -- name: get_event
 -- One event, by which a change is known to have been committed. $1 machine id, $2 event id.
@@ -50,6 +54,16 @@ SELECT ARRAY(
     FROM machine_events e WHERE e.machine_id = m.id ORDER BY e.id DESC LIMIT $3
 ) AS events
 FROM machines m WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
+
+-- name: list_versions
+-- Versions of a machine, newest first, each with its configuration; one row without version when there is none, no row without
+-- such a machine. $1 id, $2 app id or '', $3 limit.
+SELECT v.instance_id, v.config, v.created_at
+FROM machines m LEFT JOIN LATERAL (
+    SELECT * FROM versions WHERE machine_id = m.id ORDER BY created_at DESC, instance_id DESC LIMIT $3
+) v ON true
+WHERE m.id = $1 AND ($2 = '' OR m.app_id = $2)
+ORDER BY v.created_at DESC, v.instance_id DESC
 
 -- name: get_idempotency_key
 -- What a key has made; no row for one whose machine is forgotten. $1 app id, $2 key.

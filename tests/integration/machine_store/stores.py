@@ -116,6 +116,7 @@ class Store:
         name: str = "",
         instance_id: str = "",
         image: str = "nginx",
+        lease_nonce: str | None = None,
     ) -> pb.MachineRecord:
         request = pb.UpdateMachineRequest(
             machine_id=machine_id,
@@ -127,6 +128,7 @@ class Store:
             candidate_worker_ids=workers,
             skip_launch=skip_launch,
             source="user",
+            lease_nonce=lease_nonce,
         )
         request.config.image = image
         request.conversion.spec.image.repository = image
@@ -199,34 +201,35 @@ async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def started(machine: pb.MachineRecord, restarts: int = 0) -> pb.Observation:
-    return _about(machine, started=pb.Started(restart_count=restarts))
+    return about(machine, started=pb.Started(restart_count=restarts))
 
 
 def exited(
     machine: pb.MachineRecord, *, restarting: bool = False, requested: bool = False, restarts: int = 0
 ) -> pb.Observation:
     end = MachineExitEvent(exit_code=1, restarting=restarting, requested_stop=requested)
-    return _about(machine, exited=pb.Exited(exit=end, restart_count=restarts))
+    return about(machine, exited=pb.Exited(exit=end, restart_count=restarts))
 
 
 def failed(machine: pb.MachineRecord, reason: str = "it has no command") -> pb.Observation:
-    return _about(machine, failed=pb.Failed(reason=reason))
+    return about(machine, failed=pb.Failed(reason=reason))
 
 
 def destroyed(machine: pb.MachineRecord) -> pb.Observation:
-    return _about(machine, destroyed=pb.Destroyed())
+    return about(machine, destroyed=pb.Destroyed())
 
 
 def left(machine: pb.MachineRecord) -> pb.Observation:
-    return _about(machine, left=pb.Left())
+    return about(machine, left=pb.Left())
 
 
 def checks(machine: pb.MachineRecord, *statuses: str) -> pb.Observation:
     results = [MachineCheckStatus(name=f"c{n}", status=status) for n, status in enumerate(statuses)]
-    return _about(machine, checks_changed=pb.ChecksChanged(checks=results))
+    return about(machine, checks_changed=pb.ChecksChanged(checks=results))
 
 
-def _about(machine: pb.MachineRecord, **seen: object) -> pb.Observation:
+def about(machine: pb.MachineRecord, **seen: object) -> pb.Observation:
+    """What a worker saw of a machine just now."""
     at = Timestamp()
     at.GetCurrentTime()
     return pb.Observation(machine_id=machine.id, generation=machine.generation, at=at, **seen)  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ async def test_versions_that_were_not_asked_for_longest_are_forgotten_first() ->
 
 def test_statements_are_found_by_their_names_with_their_descriptions() -> None:
     machines = load("machines")
-    assert machines["get_machine_basic"].endswith("SELECT * FROM machines WHERE id = $1")
+    assert machines["get_machine_basic"].endswith("FROM machines WHERE id = $1")
     assert machines["get_machine_basic"].startswith("-- One machine")
     for file in ("catalog", "functions", "log", "machines", "workers"):
         for name, statement in load(file).items():
