@@ -16,13 +16,15 @@ from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
-from gateway import lifecycle, machines
+from gateway import inside, lifecycle, machines
 from gateway.apps import Apps, Catalog
 from gateway.auth import static_tokens
+from gateway.fleet import Fleet
 from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
 from gateway.waits import Waits
 from services.runtime.clock import Clock
+from services.runtime.errors import DependencyDown
 from services.runtime.following import follow
 from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry, ServerInterceptor, current_call
@@ -35,7 +37,12 @@ WAIT_SECONDS = 65.0
 _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 
 _FOLLOWED = store.WatchFilter(
-    kinds=[store.RECORD_KIND_MACHINE, store.RECORD_KIND_APP, store.RECORD_KIND_ORGANIZATION],
+    kinds=[
+        store.RECORD_KIND_MACHINE,
+        store.RECORD_KIND_APP,
+        store.RECORD_KIND_ORGANIZATION,
+        store.RECORD_KIND_WORKER,
+    ],
     view=store.MACHINE_VIEW_BASIC,
 )
 
@@ -57,11 +64,12 @@ class GatewayService:
         random: Random,
         central_sync: grpc.aio.Channel | None = None,
         connect: Connect = connect_in_the_clear,
+        connect_worker: inside.Connect | None = None,
     ) -> None:
         """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map.
 
         Without `central_sync` there is no centre: apps are the region's own. `connect` makes the channels to the
-        gateways of other cells.
+        gateways of other cells, `connect_worker` those to the workers of this one.
         """
         self._store = MachineStoreStub(store)
         self._catalog = Catalog()
@@ -85,7 +93,9 @@ class GatewayService:
             clock=clock,
             random=random,
         )
-        self._servicer = _Servicer(around, self._waits)
+        self._fleet = Fleet()
+        self._workers = inside.WorkerChannels(self._fleet, connect_worker or _no_way_to_workers)
+        self._servicer = _Servicer(around, self._waits, self._workers)
 
     @property
     def is_ready(self) -> bool:
@@ -112,7 +122,7 @@ class GatewayService:
             await follow(
                 self._store,
                 _FOLLOWED,
-                _Views(self._catalog, self._waits),
+                _Views(self._catalog, self._waits, self._fleet),
                 on_caught_up=caught_up,
                 clock=self._clock,
                 random=self._random,
@@ -120,6 +130,7 @@ class GatewayService:
         finally:
             self._ready = False
             await self._routing.close()
+            await self._workers.close()
 
 
 def public_interceptors(tokens: Sequence[str], central_token: str | None = None) -> tuple[ServerInterceptor, ...]:
@@ -131,11 +142,12 @@ def public_interceptors(tokens: Sequence[str], central_token: str | None = None)
 
 
 class _Views:
-    """What follows the log: the catalog of apps, and those who wait for machines."""
+    """What follows the log: the catalog of apps, those who wait for machines, and the workers."""
 
-    def __init__(self, catalog: Catalog, waits: Waits) -> None:
+    def __init__(self, catalog: Catalog, waits: Waits, fleet: Fleet) -> None:
         self._catalog = catalog
         self._waits = waits
+        self._fleet = fleet
 
     def __call__(self, response: store.WatchResponse) -> None:
         for change in response.changes:
@@ -146,9 +158,12 @@ class _Views:
                 self._catalog.apply(change.app)
             elif record == "organization":
                 self._catalog.apply_organization(change.organization)
+            elif record == "worker":
+                self._fleet.apply(change.worker)
 
     def reset(self) -> None:
         self._catalog.reset()
+        self._fleet.reset()
 
 
 def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], _Method]:
@@ -167,10 +182,11 @@ def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], 
 
 
 class _Servicer(machines_pb2_grpc.MachinesServicer):
-    def __init__(self, around: machines.Surroundings, waits: Waits) -> None:
+    def __init__(self, around: machines.Surroundings, waits: Waits, workers: inside.WorkerChannels) -> None:
         self.routing = around.routing
         self._around = around
         self._waits = waits
+        self._workers = workers
 
     async def CreateApp(self, request: api.CreateAppRequest, context: object) -> api.CreateAppResponse:
         return api.CreateAppResponse(app=await self._around.apps.create(request))
@@ -238,6 +254,28 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         self, request: api.ListMachineEventsRequest, context: object
     ) -> api.ListMachineEventsResponse:
         return api.ListMachineEventsResponse(events=await lifecycle.list_events(self._around, request))
+
+    @_where_the_machine_is(seconds=WAIT_SECONDS)
+    async def ExecMachine(self, request: api.ExecMachineRequest, context: object) -> api.ExecMachineResponse:
+        return await inside.exec_machine(self._around, self._workers, request)
+
+    @_where_the_machine_is()
+    async def ListProcesses(self, request: api.ListProcessesRequest, context: object) -> api.ListProcessesResponse:
+        now = self._around.clock.now()
+        processes = await inside.list_processes(self._around, self._workers, request, now)
+        return api.ListProcessesResponse(processes=processes)
+
+    @_where_the_machine_is()
+    async def SignalMachine(self, request: api.SignalMachineRequest, context: object) -> api.SignalMachineResponse:
+        await inside.signal_machine(self._around, self._workers, request)
+        return api.SignalMachineResponse(ok=True)
+
+
+def _no_way_to_workers(address: str) -> grpc.aio.Channel:
+    raise DependencyDown(
+        f"this gateway has no way to the worker at {address}: let its process know the secret of the set",
+        metadata={"dependency": "worker"},
+    )
 
 
 def _metadata(key: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json as jsonlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -36,10 +36,14 @@ from services.runtime.registry import Registry
 from services.runtime.server import Server
 from services.runtime.tasks import run_forever
 from services.scheduler.service import SchedulerService
+from services.worker.service import WorkerService
+from services.worker.settings import WorkerSettings
 
 TOKEN = "development-token-of-the-tests"
 CENTRAL_TOKEN = "token-of-the-centre"
 CELL = "001"
+WORKER_ADDRESS = "127.0.0.1:1"
+"""What stands for the worker service of this process."""
 REGIONS = RegionMap(
     [
         Region("syd", "Sydney", -33.9, 151.2, (Cell(CELL, ()),)),
@@ -73,6 +77,7 @@ class Worker(Component):
     capacity: Resources = field(default_factory=lambda: PLENTY)
     name: str = "worker"
     sequence: int = 0
+    address: str = ""
 
     def register(self, registry: Registry) -> None:
         """Nothing: nobody calls it."""
@@ -88,7 +93,7 @@ class Worker(Component):
     async def _register(self) -> None:
         await self.stub.RegisterWorker(
             store.RegisterWorkerRequest(
-                worker_id=self.id, zone="z", address="", capacity=self.capacity, journal_id=self.id
+                worker_id=self.id, zone="z", address=self.address, capacity=self.capacity, journal_id=self.id
             )
         )
 
@@ -210,6 +215,7 @@ def gateway_of(
     cell: str = CELL,
     regions: RegionMap = REGIONS,
     connect: Connect = connect_in_the_clear,
+    connect_worker: Callable[[str], grpc.aio.Channel] | None = None,
 ) -> GatewayService:
     def channel(callee: str) -> grpc.aio.Channel:
         return local(registries[callee], caller=f"{regions.place_of(cell)}/gateway", callee=callee, secret="of-the-set")
@@ -223,6 +229,7 @@ def gateway_of(
         clock=clock,
         random=random,
         connect=connect,
+        connect_worker=connect_worker,
         central_sync=channel("central-sync") if "central-sync" in registries else None,
     )
 
@@ -239,10 +246,11 @@ async def region(
     regions: RegionMap = REGIONS,
     connect_elsewhere: Connect = connect_in_the_clear,
     central_sync: Callable[[Any], Any] | None = None,
+    workers: Sequence[WorkerSettings] = (),
 ) -> AsyncIterator[TestRegion]:
     """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted.
 
-    `central_sync` makes the servicer of CentralSync, from a stub of the store.
+    With `workers` there are real ones, that run machines, and that one has no room. `central_sync` makes the servicer of CentralSync, from a stub of the store.
     """
     clock, random = SystemClock(), random or Random()
     names: tuple[str, ...] = ("machine-store", "config-converter", "scheduler")
@@ -255,7 +263,23 @@ async def region(
     if central_sync is not None:
         add_CentralSyncServicer_to_server(central_sync(MachineStoreStub(store_channel)), registries["central-sync"])
     public = Registry(service="gateway", place=place, interceptors=public_interceptors([TOKEN], CENTRAL_TOKEN))
-    gateway = gateway_of(registries, clock, random, cell=cell, regions=regions, connect=connect_elsewhere)
+    registries["worker"] = Registry(service="worker", secret="of-the-set", place=place)
+
+    def to_workers(address: str, caller: str = "gateway") -> grpc.aio.Channel:
+        name = f"{place}/{caller}"
+        if address != WORKER_ADDRESS:
+            return connect([address], caller=name, callee="worker", secret="of-the-set")
+        return local(registries["worker"], caller=name, callee="worker", secret="of-the-set")
+
+    gateway = gateway_of(
+        registries,
+        clock,
+        random,
+        cell=cell,
+        regions=regions,
+        connect=connect_elsewhere,
+        connect_worker=to_workers,
+    )
     gateway.register(public)
     door = RestDoor(
         local(public, caller=f"{place}/rest", callee="gateway", secret=None),
@@ -275,12 +299,27 @@ async def region(
             ConfigConverterService(),
             scheduler(store_channel, cell=cell, instance="tests", clock=clock, random=Random()),
         ]
+        if workers:
+            channel_of_workers = local(
+                machine_stores, caller=f"{place}/worker", callee="machine-store", secret="of-the-set"
+            )
+            inner.append(
+                WorkerService(
+                    channel_of_workers,
+                    workers,
+                    region=regions.region_of_cell(cell).code,
+                    cell=cell,
+                    clock=clock,
+                    random=Random(),
+                    address=WORKER_ADDRESS,
+                )
+            )
         for component in inner:
             component.register(registries[component.name])
         server = Server(public, "127.0.0.1:0")
         port = await server.start()
         stub: Any = MachineStoreStub(store_channel)
-        worker = Worker(stub, "worker-1", capacity)
+        worker = Worker(stub, "worker-1", capacity, address="127.0.0.1:9" if workers else "")
         async with running(inner), running([worker, gateway, door]):
             address = f"127.0.0.1:{port}"
             async with (

@@ -42,7 +42,7 @@ MAX_DRAINED_BYTES = 16 << 20
 BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
 CALL_SECONDS = 15.0
-LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0}
+LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0, "ExecMachine": 65.0}
 """Deadlines of the methods that may take longer than CALL_SECONDS."""
 DISCONNECT_AFTER_SECONDS = 0.05
 """A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""

@@ -15,6 +15,8 @@ GATEWAY = "gateway"
 CENTRAL = "central"
 CLIENT = "client"
 """Whoever calls the public API from outside."""
+VOLUME_COPY = "volume-copy"
+"""A worker that copies a volume from another: no request waits for it, and so no worker depends on a worker."""
 CLI = "cli"
 """The operator's own commands."""
 
@@ -22,10 +24,11 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     CLIENT: frozenset({GATEWAY}),
     CLI: frozenset({"machine-store", "config-converter", "scheduler", "central-sync", "worker", "introspection"}),
     # A gateway may call the gateways of other cells alone; what guards that is the path.
-    GATEWAY: frozenset({"config-converter", "scheduler", "machine-store", "central-sync", GATEWAY}),
+    GATEWAY: frozenset({"config-converter", "scheduler", "machine-store", "central-sync", "worker", GATEWAY}),
     "config-converter": frozenset({"central-sync", "machine-store"}),
     "scheduler": frozenset({"machine-store"}),
     "worker": frozenset({"machine-store"}),
+    VOLUME_COPY: frozenset({"worker"}),
     "central-sync": frozenset({"machine-store", CENTRAL}),
     CENTRAL: frozenset(),
 }

@@ -41,12 +41,22 @@ from skerry.types.v1.machine_pb2 import (
 
 from services.runtime.addresses import private_ip
 from services.runtime.clock import Clock
-from services.runtime.errors import SkerryError
+from services.runtime.errors import SkerryError, WrongState
 from services.runtime.following import Follower
 from services.runtime.tasks import cancel, run_forever
 from services.runtime.telemetry import log
 from services.worker.checks import Checks, checks_of
-from services.worker.drivers.driver import Assignment, CannotRun, Driver, Exit, LaunchLost, Recovered, Run, Running
+from services.worker.drivers.driver import (
+    Assignment,
+    CannotRun,
+    Driver,
+    Exit,
+    Inside,
+    LaunchLost,
+    Recovered,
+    Run,
+    Running,
+)
 from services.worker.journal import Entry, Journal, Phase, Stop
 from services.worker.reconcile import ALIVE, AT_REST, Step, Want, next_step, want_of
 from services.worker.reporter import Ledger, Reporter
@@ -168,6 +178,24 @@ class Agent:
         """The log of a machine that is here; None if it is not."""
         here = self._journal is not None and machine_id in self._journal.entries
         return self._driver.log_of(machine_id) if here else None
+
+    def has(self, machine_id: str) -> bool:
+        """Whether something of a machine is here."""
+        return self._journal is not None and machine_id in self._journal.entries
+
+    def inside(self, machine_id: str) -> tuple[Run, Inside, asyncio.Future[Exit]]:
+        """The run of a machine that is here, its inside, and what is done once it ends. Raises WrongState."""
+        machine = self._machines.get(machine_id)
+        running = machine.running if machine is not None else None
+        inside = self._driver.inside(running.run) if running is not None else None
+        if running is None or inside is None:
+            raise WrongState(f"machine {machine_id} does not run: start it first", metadata={"machine_id": machine_id})
+        return running.run, inside, running.ended
+
+    def send_signal(self, machine_id: str, number: int) -> None:
+        """Send a signal to the processes of a machine that runs here. Raises WrongState."""
+        run, _, _ = self.inside(machine_id)
+        self._driver.signal(run, number)
 
     async def run(self, ready: Callable[[], None]) -> Never:
         """Work until cancelled; machines go on without it. `ready` is called once the store's wishes are known here.

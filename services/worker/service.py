@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -22,16 +23,24 @@ from skerry.store.v1.store_pb2 import (
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.worker.v1 import worker_pb2_grpc
 from skerry.worker.v1.worker_pb2 import (
+    ExecRequest,
+    ExecResponse,
     Instance,
+    Listener,
     ListInstancesRequest,
     ListInstancesResponse,
+    ListProcessesRequest,
+    ListProcessesResponse,
+    Process,
     ReadLogRequest,
     ReadLogResponse,
+    SendSignalRequest,
+    SendSignalResponse,
 )
 
 from services.runtime.addresses import network_of
 from services.runtime.clock import Clock
-from services.runtime.errors import NotFound
+from services.runtime.errors import InvalidConfig, NotFound, Violation
 from services.runtime.following import Follower, follow
 from services.runtime.ids import new_ulid
 from services.runtime.registry import Registry
@@ -40,6 +49,7 @@ from services.worker.agent import Agent
 from services.worker.agent import Instance as Here
 from services.worker.drivers.driver import Driver
 from services.worker.drivers.process import ProcessDriver
+from services.worker.inside import Stat, processes_of, run_command
 from services.worker.logs import read_log
 from services.worker.settings import WorkerSettings
 
@@ -133,6 +143,40 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         async for data in read_log(path, tail, follow=request.follow, clock=self._clock):
             yield ReadLogResponse(data=data)
 
+    async def Exec(self, request: ExecRequest, context: grpc.aio.ServicerContext[Any, Any]) -> ExecResponse:
+        _, inside, ended = self._agent_of(request.machine_id).inside(request.machine_id)
+        seconds = request.timeout.ToNanoseconds() / 1e9
+        try:
+            ran = await run_command(inside, request.command, request.stdin, seconds=seconds, ended=ended)
+        except OSError as error:
+            raise InvalidConfig(
+                f"the command cannot be run in machine {request.machine_id}: {error.strerror or error}",
+                violations=[Violation("cmd", f"cannot be run: {error.strerror or error}")],
+            ) from error
+        return ExecResponse(exit_code=ran.exit_code, stdout=ran.stdout, stderr=ran.stderr, timed_out=ran.timed_out)
+
+    async def ListProcesses(
+        self, request: ListProcessesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ListProcessesResponse:
+        _, inside, _ = self._agent_of(request.machine_id).inside(request.machine_id)
+        stats = await asyncio.to_thread(processes_of, inside)
+        return ListProcessesResponse(processes=[_process(stat) for stat in stats])
+
+    async def SendSignal(
+        self, request: SendSignalRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> SendSignalResponse:
+        if not 1 <= request.signal < signal.NSIG:
+            why = f"is {request.signal}: it must be from 1 to {signal.NSIG - 1}"
+            raise InvalidConfig(f"signal {why}", violations=[Violation("signal", why)])
+        self._agent_of(request.machine_id).send_signal(request.machine_id, request.signal)
+        return SendSignalResponse()
+
+    def _agent_of(self, machine_id: str) -> Agent:
+        for agent in self._agents:
+            if agent.has(machine_id):
+                return agent
+        raise NotFound(f"machine {machine_id} is on no worker of this process")
+
     def _log_of(self, machine_id: str) -> Path:
         for agent in self._agents:
             path = agent.log_of(machine_id)
@@ -171,6 +215,20 @@ class _StoreClient:
 
 def _driver(settings: WorkerSettings, clock: Clock) -> Driver:
     return ProcessDriver(settings.data, settings.id, settings.process, clock)
+
+
+def _process(stat: Stat) -> Process:
+    process = Process(
+        pid=stat.pid,
+        command=stat.command,
+        directory=stat.directory,
+        resident_bytes=stat.resident_bytes,
+        listeners=[Listener(protocol=each.protocol, address=each.address) for each in stat.listeners],
+    )
+    process.started_at.FromNanoseconds(int(stat.started_at * 1e9))
+    process.cpu.FromNanoseconds(int(stat.cpu * 1e9))
+    process.system_cpu.FromNanoseconds(int(stat.system_cpu * 1e9))
+    return process
 
 
 def _instance(here: Here) -> Instance:

@@ -80,6 +80,23 @@ class Recovered:
     """It could not be started, for this reason."""
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The inside of a machine that runs as processes of this host."""
+
+    pids: tuple[int, ...]
+    """Of its commands, the main one first; each leads a process group."""
+    shims: tuple[int, ...]
+    """Of what keeps them: all below these is the machine's."""
+    root: Path
+    """The directory that stands for its root."""
+
+    @property
+    def pid(self) -> int:
+        """Of its main process."""
+        return self.pids[0]
+
+
 class CannotRun(Exception):
     """The machine cannot run here, and trying again does not mend that. The message is for the machine's owner."""
 
@@ -111,6 +128,10 @@ class Driver(Protocol):
 
     def signal(self, run: Run, number: int) -> None:
         """Send a signal to the processes of a run that `launch` or `recover` gave. Nothing if it has ended."""
+        ...
+
+    def inside(self, run: Run) -> Inside | None:
+        """Where a run is that `launch` or `recover` gave; None if it has ended."""
         ...
 
     async def remove(self, machine_id: str) -> None:

@@ -37,6 +37,7 @@ from services.worker.drivers.driver import (
     CannotRun,
     Exit,
     Found,
+    Inside,
     LaunchLost,
     Recovered,
     Run,
@@ -240,6 +241,17 @@ class ProcessDriver:
         live = self._live.get(run)
         for process in live.processes if live is not None else ():
             _signal(process, number)
+
+    def inside(self, run: Run) -> Inside | None:
+        live = self._live.get(run)
+        processes = [process for process in live.processes if process.lives] if live is not None else []
+        if not processes:
+            return None
+        return Inside(
+            pids=tuple(process.pid for process in processes),
+            shims=tuple(process.shim for process in processes if process.shim),
+            root=self._machines / run.machine_id / "root",
+        )
 
     async def remove(self, machine_id: str) -> None:
         folder = self._machines / machine_id
