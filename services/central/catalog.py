@@ -31,9 +31,12 @@ from services.runtime.regions import RegionMap
 from services.runtime.telemetry import log
 
 PERSONAL = "personal"
+SECRETS = "secrets"
 DEFAULT_NETWORK = "default"
 DEFAULT_ROLE = "app"
 LONGEST_SECRET = 65_536
+MOST_SECRETS_BYTES = 262_144
+"""Of all secrets of an app together, as they are sealed: every change of them goes to every region whole."""
 LARGEST_LIMIT = (1 << 31) - 1
 
 _APP_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?").fullmatch
@@ -241,7 +244,7 @@ class Catalog:
             owner = await _find_organization(write, app.organization_id)
             await write.run("delete_app", app.id)
             if app.secrets_version:
-                await write.record("secrets", app.id, None)
+                await write.record(SECRETS, app.id, None)
             await write.record("app", app.id, None)
         log.info("central_app_deleted", app=app.name, organization=owner.slug)
         return owner
@@ -254,10 +257,22 @@ class Catalog:
             rows = await session.all("secrets", app_id)
         return [Secret(r["name"], r["digest"], r["version"], r["created_at"], r["updated_at"]) for r in rows]
 
-    async def set_secrets(self, which: str, values: Mapping[str, str], *, only: bool = False) -> App:
-        """Set secrets of an app; `only`: those that are not named go. Answers the app with its new secrets version.
+    async def secrets_record(self, which: str) -> dict[str, Any] | None:
+        """The secrets of an app as the feed's readers get them, with their values; None when it never had any.
 
-        Raises Invalid, Missing.
+        Raises Missing.
+        """
+        async with self._database.read() as session:
+            app = await _find_app(session, which)
+            rows = await session.all("secrets", app.id)
+        return self.reveal(SECRETS, _secrets_payload(app, rows)) if app.secrets_version else None
+
+    async def set_secrets(
+        self, which: str, values: Mapping[str, str], *, only: bool = False, removed: Sequence[str] = ()
+    ) -> App:
+        """Set secrets of an app, and remove those that are `removed` or, with `only`, not named; one new version.
+
+        Answers the app with its new secrets version. Raises Invalid, Missing.
         """
         if not values and not only:
             raise Invalid("secrets must name one at least")
@@ -271,6 +286,8 @@ class Catalog:
             version = await _next_version(write, app)
             if only:
                 await write.run("keep_only_secrets", app.id, list(values))
+            if removed:
+                await write.run("delete_secrets", app.id, list(removed))
             for name, value in values.items():
                 sealed = self._vault.seal(app.id, name, value)
                 digest = self._vault.digest(app.id, name, value)
@@ -289,15 +306,15 @@ class Catalog:
     async def _record_secrets(self, write: Write, app: App) -> App:
         now = await _find_app(write, app.id)
         rows = await write.all("secrets", app.id)
-        secrets = [{**row, "sealed": base64.b64encode(row["sealed"]).decode()} for row in rows]
-        payload = {"app_id": app.id, "app_name": app.name, "version": now.secrets_version, "secrets": secrets}
-        await write.record("secrets", app.id, payload)
+        if sum(len(row["sealed"]) for row in rows) > MOST_SECRETS_BYTES:
+            raise Invalid(f"the secrets of an app must have {MOST_SECRETS_BYTES} bytes together at most")
+        await write.record(SECRETS, app.id, _secrets_payload(now, rows))
         log.info("central_secrets_changed", app=app.name, version=now.secrets_version, count=len(rows))
         return now
 
     def reveal(self, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
         """The payload as the feed's readers get it: secrets opened, since regions keep them under keys of their own."""
-        if kind != "secrets":
+        if kind != SECRETS:
             return payload
         app_id = payload["app_id"]
         opened = []
@@ -393,6 +410,12 @@ async def _repeated(write: Write, app_id: str | None, name: str, owner: Organiza
     if there and there["id"] == app_id and there["name"] == name and there["organization_id"] == owner.id:
         return _app(there)
     raise Taken("Name has already been taken" if there else "id has already been taken")
+
+
+def _secrets_payload(app: App, rows: Sequence[Row]) -> dict[str, Any]:
+    """The secrets of an app as the feed keeps them."""
+    secrets = [{**row, "sealed": base64.b64encode(row["sealed"]).decode()} for row in rows]
+    return {"app_id": app.id, "app_name": app.name, "version": app.secrets_version, "secrets": secrets}
 
 
 async def _next_version(write: Write, app: App) -> int:

@@ -67,7 +67,7 @@ class Apps:
                 app_id, name, organization, region=self._region, network=network, role=role
             )
         except Refusal as error:
-            raise _error(error) from error
+            raise error_of(error) from error
         self._missed.pop(name, None)
         return await self._put(app)
 
@@ -81,7 +81,7 @@ class Apps:
             await self._client.delete_app(name)
         except Refusal as error:
             if error.code != NOT_FOUND:
-                raise _error(error) from error
+                raise error_of(error) from error
             unknown = error
         try:
             await self._store.DeleteApp(store_pb2.DeleteAppRequest(name=name, source="user"), timeout=_STORE_SECONDS)
@@ -111,7 +111,7 @@ class Apps:
             if error.code == NOT_FOUND:
                 self._miss(name)
                 raise NotFound(f"there is no app {name[:80]!r}") from error
-            raise _error(error) from error
+            raise error_of(error) from error
         return await self._put(app)
 
     def _found(self, name: str, done: asyncio.Task[AppRecord]) -> None:
@@ -144,7 +144,8 @@ class Apps:
             self._missed.popitem(last=False)
 
 
-def _error(error: Refusal) -> SkerryError:
+def error_of(error: Refusal) -> SkerryError:
+    """What a refusal of the centre is to the caller."""
     kind = _ERRORS.get(error.code)
     if kind is not None:
         return kind(error.message)

@@ -6,7 +6,7 @@ A platform with a central API of its own changes these two, and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from random import Random
 from typing import Any, TypeVar
@@ -67,7 +67,7 @@ class Change:
     number: int
     kind: str
     key: str
-    payload: Json | None
+    payload: Json | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,7 @@ class CentralClient:
             CallClass.APPS: self._attempt("App", {"name": ""}, _app),
             CallClass.PULL: self._attempt("CatalogSnapshot", {"page": None, "limit": 1}, _page),
             CallClass.MIRROR: self._attempt("MirrorEvents", {"cell": self._cell, "events": []}, _events_reached),
+            CallClass.SECRETS: self._attempt("SecretsRecord", {"app": ""}, _secrets),
         }
 
     async def convert_parts(
@@ -226,6 +227,20 @@ class CentralClient:
     async def delete_app(self, name: str) -> None:
         """Delete an app. Raises Refusal (NOT_FOUND)."""
         await self._run(CallClass.APPS, "DeleteApp", {"name": name}, _deleted, idempotent=False)
+
+    async def update_secrets(self, app_id: str, values: Mapping[str, str], removed: Sequence[str]) -> Json | None:
+        """Set secrets of an app and remove others; answers as `secrets`. Raises Refusal (INVALID, NOT_FOUND)."""
+        secrets = [{"key": name, "value": value} for name, value in values.items()]
+        variables = {"app": app_id, "secrets": secrets, "unset": list(removed)}
+        # Repeated, it makes one version more, of the same secrets.
+        return await self._run(CallClass.SECRETS, "UpdateSecrets", variables, _updated_secrets, idempotent=True)
+
+    async def secrets(self, app_id: str) -> Json | None:
+        """The secrets of an app with their values, as the feed has them; None when it never had any.
+
+        Raises Refusal (NOT_FOUND).
+        """
+        return await self._run(CallClass.SECRETS, "SecretsRecord", {"app": app_id}, _secrets, idempotent=True)
 
     async def changes(self, after: Position, limit: int, wait: float) -> Changes:
         """Changes after a position; waits for some, `wait` seconds at most. Raises Refusal (TOO_OLD)."""
@@ -398,6 +413,15 @@ def _an_app(found: Json) -> App:
 
 def _deleted(data: Json) -> None:
     data["deleteApp"]["organization"]
+
+
+def _updated_secrets(data: Json) -> Json | None:
+    return _secrets({"secretsRecord": data["updateSecrets"]})
+
+
+def _secrets(data: Json) -> Json | None:
+    record = data["secretsRecord"]["record"]
+    return None if record is None else dict(record)
 
 
 def _changes(data: Json) -> Changes:

@@ -21,7 +21,7 @@ from skerry.store.v1.store_pb2 import DutyTerm
 from services.central_sync.calls import Refusal
 from services.central_sync.central_client import TOO_OLD, CentralClient, Change, Position
 from services.central_sync.marks import STORE_SECONDS, Marks
-from services.central_sync.reading import read_catalog
+from services.central_sync.reading import read_catalog, read_secrets, read_whole_catalog
 from services.central_sync.records import (
     LIMITS,
     ORGANIZATION,
@@ -30,6 +30,7 @@ from services.central_sync.records import (
     deletions,
     differences,
     records_of,
+    resealed,
     too_many_deletions,
 )
 from services.central_sync.settings import CallClass, PullSettings
@@ -37,6 +38,7 @@ from services.runtime import telemetry
 from services.runtime.clock import Clock
 from services.runtime.duty import Duty
 from services.runtime.errors import Conflict, DependencyDown, SkerryError, WrongState
+from services.runtime.sealing import Keyring
 from services.runtime.telemetry import log
 
 if TYPE_CHECKING:
@@ -49,11 +51,14 @@ HELD = "pull-held"
 """Mark: the position up to which changes are held back; 0 for none."""
 ACCEPTED = "pull-accepted"
 """Mark: the position up to which held changes were accepted."""
+WITH_SECRETS = "pull-with-secrets"
+"""Mark: not 0 once the secrets of the feed are taken into the catalog with everything else."""
 FRESH = "pull-fresh"
 """Mark: when, in unix seconds, the catalog was last known to be equal to the centre."""
 
 _APPLY_SECONDS = 10.0
 _RECORDS_AT_ONCE = 500
+_BYTES_AT_ONCE = 1 << 20
 _FRESH_EVERY = 4.0
 _LOOK_EVERY = 5.0
 _LOOK_SOON = 0.25
@@ -96,12 +101,15 @@ class Batch:
 
     def pieces(self) -> Iterator[tuple[Sequence[CatalogRecord], int]]:
         """Records to apply at once, and the position that the catalog has with them."""
-        for at in range(0, len(self.records), _RECORDS_AT_ONCE):
-            piece = self.records[at : at + _RECORDS_AT_ONCE]
-            is_last = at + _RECORDS_AT_ONCE >= len(self.records)
-            yield [record for _, record in piece], self.position.number if is_last else piece[-1][0] or self.after
-        if not self.records:
-            yield (), self.position.number
+        piece: list[CatalogRecord] = []
+        size = 0
+        for place, (number, record) in enumerate(self.records, 1):
+            piece.append(record)
+            size += record.ByteSize()
+            if place < len(self.records) and (len(piece) == _RECORDS_AT_ONCE or size >= _BYTES_AT_ONCE):
+                yield piece, number or self.after
+                piece, size = [], 0
+        yield piece, self.position.number
 
 
 class Pull:
@@ -118,10 +126,13 @@ class Pull:
         *,
         cell: str,
         clock: Clock,
+        keyring: Keyring | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change` is called when the state changes."""
+        """Without `keyring`, secrets stay out of the catalog. `on_change` is called when the state changes."""
         self.state = PullState()
+        self._keyring = keyring
+        self._seal = keyring.seal if keyring is not None else None
         self._client = client
         self._store = store
         self._catalog = catalog
@@ -218,11 +229,13 @@ class Pull:
         feed = (await self._client.snapshot(None, 1)).position.feed
         at = Position(feed, known.position)
         followed = await self._marks.get(DUTY)
-        of_this_feed = followed == _number_of(feed)
+        has_secrets = self._keyring is None or await self._marks.get(WITH_SECRETS) != 0
+        of_this_feed = followed == _number_of(feed) and has_secrets
         self._held_up_to = await self._marks.get(HELD)
         fresh_at = float(await self._marks.get(FRESH))
         self._show(replace(self.state, position=known.position, fresh_at=fresh_at, filled=followed != 0))
         self._known_under = term
+        await self._seal_again(term, at)
         while True:
             batch = await self._next(at) if of_this_feed else None
             if batch is None:
@@ -234,9 +247,21 @@ class Pull:
             await self._apply(term, batch)
             if not of_this_feed or batch.position.feed != at.feed:
                 await self._marks.set_as_leader(DUTY, term, _number_of(batch.position.feed))
+                if not has_secrets:
+                    await self._marks.set(WITH_SECRETS, 1)
+                    has_secrets = True
                 followed, of_this_feed = _number_of(batch.position.feed), True
             at = batch.position
             await self._tell(batch)
+
+    async def _seal_again(self, term: int, at: Position) -> None:
+        """Seal what is sealed under another key than the present one again: that key may go then."""
+        if self._keyring is None:
+            return
+        records = resealed((await read_secrets(self._store)).secrets.values(), self._keyring)
+        if records:
+            log.info("secrets_sealed_again", apps=len(records), key_id=self._keyring.present)
+            await self._apply(term, Batch(at.number, at, [(0, record) for record in records], 0.0))
 
     async def _next(self, at: Position) -> Batch | None:
         """All changes that there are after a position, waiting for some; None when it is too far behind."""
@@ -260,7 +285,7 @@ class Pull:
     async def _batch(self, at: Position, position: Position, changes: Sequence[Change], as_of: float) -> Batch:
         needed = any(change.kind in (ORGANIZATION, LIMITS) for change in changes)
         organizations = (await read_catalog(self._store)).organizations if needed else {}
-        made = records_of(changes, organizations)
+        made = records_of(changes, organizations, self._seal)
         records = [(change.number, record) for change, record in zip(changes, made, strict=True) if record is not None]
         return Batch(at.number, position, records, as_of)
 
@@ -268,7 +293,7 @@ class Pull:
         """What differs between the catalog and the centre's. What a region had before there was a centre, it keeps."""
         # The catalog is read first. What comes into it later, by a call and not by the feed, is newer than the
         # snapshot may be: it must not look as if the centre had deleted it.
-        present = await read_catalog(self._store)
+        present = await read_whole_catalog(self._store)
         records: list[Change] = []
         as_of = self._clock.now()
         page = await self._client.snapshot(None, self._settings.batch)
@@ -276,7 +301,7 @@ class Pull:
         while page.next_page is not None:
             page = await self._client.snapshot(page.next_page, self._settings.batch)
             records += page.records
-        wanted = catalog_of(records)
+        wanted = catalog_of(records, self._seal)
         changed = differences(Catalog() if only_add else present, wanted)
         log.info("catalog_snapshot_taken", records=len(records), differences=len(changed), position=str(page.position))
         return Batch(after, page.position, [(0, record) for record in changed], as_of)

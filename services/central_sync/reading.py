@@ -8,6 +8,7 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_APP,
     RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_ORGANIZATION,
+    RECORD_KIND_SECRETS,
     WatchFilter,
     WatchRequest,
 )
@@ -19,12 +20,28 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 30.0
 _CATALOG = WatchFilter(kinds=[RECORD_KIND_APP, RECORD_KIND_ORGANIZATION, RECORD_KIND_IMAGE_ALIAS])
+_SECRETS = WatchFilter(kinds=[RECORD_KIND_SECRETS])
+_WHOLE = WatchFilter(kinds=[*_CATALOG.kinds, *_SECRETS.kinds])
 
 
 async def read_catalog(store: MachineStoreAsyncStub) -> Catalog:
+    """What the catalog holds now, but for secrets."""
+    return await _read(store, _CATALOG)
+
+
+async def read_whole_catalog(store: MachineStoreAsyncStub) -> Catalog:
     """What the catalog holds now."""
+    return await _read(store, _WHOLE)
+
+
+async def read_secrets(store: MachineStoreAsyncStub) -> Catalog:
+    """What the catalog holds now of secrets, and nothing else."""
+    return await _read(store, _SECRETS)
+
+
+async def _read(store: MachineStoreAsyncStub, wanted: WatchFilter) -> Catalog:
     catalog = Catalog()
-    responses = store.Watch(WatchRequest(filter=_CATALOG), timeout=READ_SECONDS)
+    responses = store.Watch(WatchRequest(filter=wanted), timeout=READ_SECONDS)
     try:
         async for response in responses:
             for change in response.changes:
@@ -35,6 +52,8 @@ async def read_catalog(store: MachineStoreAsyncStub) -> Catalog:
                         catalog.take(change.organization)
                     case "image_alias":
                         catalog.take(change.image_alias)
+                    case "secrets":
+                        catalog.take(change.secrets)
             if response.snapshot_complete:
                 break
     finally:

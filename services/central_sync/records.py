@@ -5,16 +5,24 @@ An organization's limits are records of their own at the centre, and part of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationLimits, OrganizationRecord
+from skerry.store.v1.catalog_pb2 import (
+    ImageAliasRecord,
+    OrganizationLimits,
+    OrganizationRecord,
+    SecretEntry,
+    SecretsRecord,
+)
 from skerry.store.v1.catalog_store_pb2 import CatalogRecord
 from skerry.store.v1.store_pb2 import AppRecord
 
 from services.central_sync.central_client import App, Change, Json
+from services.runtime.sealing import CannotOpen, Keyring, Sealed
+from services.runtime.telemetry import log
 
 MB = 1024 * 1024
 
@@ -22,19 +30,24 @@ APP = "app"
 ORGANIZATION = "organization"
 LIMITS = "limits"
 IMAGE_ALIAS = "image_alias"
+SECRETS = "secrets"
 
-R = TypeVar("R", AppRecord, OrganizationRecord, ImageAliasRecord)
+R = TypeVar("R", AppRecord, OrganizationRecord, ImageAliasRecord, SecretsRecord)
+
+Seal = Callable[[str, str, str], Sealed]
+"""Seals a secret: id of the app, name, value."""
 
 
 @dataclass(slots=True)
 class Catalog:
-    """What a catalog holds that is not deleted: apps and organizations by id, image aliases by alias."""
+    """What a catalog holds that is not deleted: apps and organizations by id, image aliases by alias, secrets by app."""
 
     apps: dict[str, AppRecord] = field(default_factory=dict)
     organizations: dict[str, OrganizationRecord] = field(default_factory=dict)
     image_aliases: dict[str, ImageAliasRecord] = field(default_factory=dict)
+    secrets: dict[str, SecretsRecord] = field(default_factory=dict)
 
-    def take(self, record: AppRecord | OrganizationRecord | ImageAliasRecord) -> None:
+    def take(self, record: AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord) -> None:
         """Put a record in, or take it out when it is deleted."""
         match record:
             case AppRecord():
@@ -46,6 +59,8 @@ class Catalog:
                 _take(self.organizations, record.id, record, record.deleted)
             case ImageAliasRecord():
                 _take(self.image_aliases, record.alias, record, record.deleted)
+            case SecretsRecord():
+                _take(self.secrets, record.app_id, record, record.deleted)
 
 
 def app_of(found: App) -> CatalogRecord:
@@ -65,11 +80,13 @@ def app_of(found: App) -> CatalogRecord:
     return CatalogRecord(app=app)
 
 
-def record_of(change: Change, organizations: Mapping[str, OrganizationRecord]) -> CatalogRecord | None:
+def record_of(
+    change: Change, organizations: Mapping[str, OrganizationRecord], seal: Seal | None = None
+) -> CatalogRecord | None:
     """The record that a change of the feed makes; None for a kind that the region does not keep.
 
     `organizations` are those that the catalog has, by id: a change is about either the limits or the rest of one. For
-    limits of an organization that is not there, there is nothing to record.
+    limits of an organization that is not there, there is nothing to record. Without `seal`, secrets are not kept.
     Raises ValueError for a payload that does not hold what its kind must.
     """
     try:
@@ -82,32 +99,37 @@ def record_of(change: Change, organizations: Mapping[str, OrganizationRecord]) -
             return _limited(organizations.get(change.key), change.payload)
         if change.kind == IMAGE_ALIAS:
             return CatalogRecord(image_alias=_image_alias(change.key, change.payload))
+        if change.kind == SECRETS and seal is not None:
+            return CatalogRecord(secrets=secrets_of(change.key, change.payload, seal))
         return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the {change.kind} {change.key[:80]!r}"
+        if change.kind == SECRETS:
+            # What is wrong could be told with the value that it is about.
+            raise ValueError(f"the centre's record of {what} is not what is known here") from None
         raise ValueError(f"the centre's record of {what} is not what is known here: {error!r}") from error
 
 
 def records_of(
-    changes: Iterable[Change], organizations: Mapping[str, OrganizationRecord]
+    changes: Iterable[Change], organizations: Mapping[str, OrganizationRecord], seal: Seal | None = None
 ) -> list[CatalogRecord | None]:
     """The record that each of `changes` makes, as `record_of`, each upon those before it."""
     catalog = Catalog(organizations=dict(organizations))
     made = []
     for change in changes:
-        record = record_of(change, catalog.organizations)
+        record = record_of(change, catalog.organizations, seal)
         made.append(record)
         if record is not None and record.HasField("organization"):
             catalog.take(record.organization)
     return made
 
 
-def catalog_of(records: Iterable[Change]) -> Catalog:
+def catalog_of(records: Iterable[Change], seal: Seal | None = None) -> Catalog:
     """The catalog that a snapshot of the centre makes. Raises ValueError as `record_of`."""
     catalog = Catalog()
     # Limits come after the organizations that they are of.
     for change in sorted(records, key=lambda record: record.kind == LIMITS):
-        made = record_of(change, catalog.organizations)
+        made = record_of(change, catalog.organizations, seal)
         if made is not None:
             catalog.take(plain(made))
     return catalog
@@ -125,6 +147,10 @@ def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
         CatalogRecord(image_alias=ImageAliasRecord(alias=alias, deleted=True))
         for alias in present.image_aliases.keys() - wanted.image_aliases.keys()
     ]
+    gone += [
+        CatalogRecord(secrets=SecretsRecord(app_id=app_id, deleted=True))
+        for app_id in present.secrets.keys() - wanted.secrets.keys()
+    ]
     new: list[CatalogRecord] = []
     new += [
         CatalogRecord(organization=record)
@@ -136,6 +162,11 @@ def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
         CatalogRecord(image_alias=record)
         for alias, record in wanted.image_aliases.items()
         if present.image_aliases.get(alias) != record
+    ]
+    new += [
+        CatalogRecord(secrets=_replacing(present.secrets.get(app_id), record))
+        for app_id, record in wanted.secrets.items()
+        if not _are_same(present.secrets.get(app_id), record)
     ]
     return gone + new
 
@@ -169,7 +200,49 @@ def deletions(records: Iterable[CatalogRecord]) -> int:
     )
 
 
-def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasRecord:
+def secrets_of(app_id: str, payload: Json | None, seal: Seal) -> SecretsRecord:
+    """The record of an app's secrets, sealed. Raises KeyError, TypeError, ValueError for what is none of the centre's."""
+    if payload is None:
+        return SecretsRecord(app_id=app_id, deleted=True)
+    record = SecretsRecord(app_id=payload["app_id"], version=payload["version"])
+    for secret in payload["secrets"]:
+        sealed = seal(record.app_id, secret["name"], secret["value"])
+        entry = SecretEntry(
+            name=secret["name"],
+            digest=secret["digest"],
+            version=secret["version"],
+            key_id=sealed.key_id,
+            sealed=sealed.content,
+        )
+        entry.created_at.FromMicroseconds(round(secret["created_at"] * 1e6))
+        entry.updated_at.FromMicroseconds(round(secret["updated_at"] * 1e6))
+        record.secrets.append(entry)
+    return record
+
+
+def resealed(present: Iterable[SecretsRecord], keyring: Keyring) -> list[CatalogRecord]:
+    """Those of `present` that are not sealed under the present key, so sealed; what does not open stays as it is."""
+    records = []
+    for old in present:
+        if all(entry.key_id == keyring.present for entry in old.secrets):
+            continue
+        record = SecretsRecord(
+            app_id=old.app_id, version=old.version, secrets=old.secrets, replaces_version=old.version
+        )
+        for entry in record.secrets:
+            try:
+                value = keyring.open(old.app_id, entry.name, Sealed(entry.key_id, entry.sealed))
+            except CannotOpen as error:
+                log.error("secret_does_not_open", app_id=old.app_id, name=entry.name, why=str(error))
+                continue
+            sealed = keyring.seal(old.app_id, entry.name, value)
+            entry.key_id, entry.sealed = sealed.key_id, sealed.content
+        if record.secrets != old.secrets:
+            records.append(CatalogRecord(secrets=record))
+    return records
+
+
+def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord:
     """What a record is about. Raises ValueError for an empty one."""
     match record.WhichOneof("record"):
         case "app":
@@ -178,6 +251,8 @@ def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasR
             return record.organization
         case "image_alias":
             return record.image_alias
+        case "secrets":
+            return record.secrets
         case _:
             raise ValueError("the record is empty")
 
@@ -241,3 +316,19 @@ def _image_alias(key: str, payload: Json | None) -> ImageAliasRecord:
     if payload is None:
         return ImageAliasRecord(alias=key, deleted=True)
     return ImageAliasRecord(alias=payload["name"], reference=payload["reference"], digest=payload["digest"])
+
+
+def _replacing(present: SecretsRecord | None, wanted: SecretsRecord) -> SecretsRecord:
+    if present is not None and present.version >= wanted.version:
+        # The centre went back.
+        wanted.replaces_version = present.version
+    return wanted
+
+
+def _are_same(present: SecretsRecord | None, wanted: SecretsRecord) -> bool:
+    """Whether two records are of the same secrets; what is sealed differs each time that it is."""
+    return present is not None and _seen(present) == _seen(wanted)
+
+
+def _seen(record: SecretsRecord) -> tuple[int, list[tuple[str, str, int, str]]]:
+    return record.version, [(entry.name, entry.digest, entry.version, entry.key_id) for entry in record.secrets]

@@ -24,10 +24,12 @@ from services.central_sync.conversion import Conversions
 from services.central_sync.marks import Marks
 from services.central_sync.mirror import Mirror
 from services.central_sync.pull import Pull
+from services.central_sync.secrets import Secrets
 from services.central_sync.settings import CentralSyncSettings
 from services.runtime.clock import Clock
 from services.runtime.duty import Duty, LeadTimes
 from services.runtime.errors import SkerryError
+from services.runtime.sealing import Keyring
 from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
 
@@ -65,11 +67,12 @@ class CentralSyncService(CentralSyncServicer):
         random: Random,
         http: HttpFactory = plain_http,
         lead: LeadTimes | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
         """`store` is a channel to the machine-store of `cell`, which knows this central-sync as `instance`.
 
         `place` names the cell on the path of calls that begin here ("syd-1"); its number does where it is empty. `http`
-        makes the HTTP client for the centre.
+        makes the HTTP client for the centre. `keyring` seals secrets of apps; without it the cell has none.
         """
         machines, catalog = MachineStoreStub(store), CatalogStoreStub(store)
         # An instance that was started again is not the one before: that one may still be there, paused.
@@ -85,6 +88,8 @@ class CentralSyncService(CentralSyncServicer):
             self._client, machines, catalog, region=region, misses=settings.lookup_misses, clock=clock, random=random
         )
 
+        self._secrets = Secrets(self._client, catalog, keyring)
+
         def duty(name: str) -> Duty:
             return Duty(name, machines, cell=cell, holder=holder, clock=clock, random=random, times=lead)
 
@@ -97,6 +102,7 @@ class CentralSyncService(CentralSyncServicer):
             settings.pull,
             cell=cell,
             clock=clock,
+            keyring=keyring,
             on_change=self._news.tell,
         )
         self._mirror = Mirror(
@@ -161,6 +167,15 @@ class CentralSyncService(CentralSyncServicer):
     async def LookupApp(self, request: pb.LookupAppRequest, context: Any) -> pb.LookupAppResponse:
         """Find an app that the catalog does not have. Raises NotFound, DependencyDown."""
         return pb.LookupAppResponse(app=await self._apps.look_up(request.name))
+
+    async def UpdateSecrets(self, request: pb.UpdateSecretsRequest, context: Any) -> pb.UpdateSecretsResponse:
+        """Set and remove secrets of an app. Raises NotFound, InvalidConfig, DependencyDown."""
+        changed = await self._secrets.update(request.app_id, request.values, request.removed_names)
+        return pb.UpdateSecretsResponse(secrets=changed)
+
+    async def RefreshSecrets(self, request: pb.RefreshSecretsRequest, context: Any) -> pb.RefreshSecretsResponse:
+        """Bring the secrets of an app. Raises NotFound, DependencyDown."""
+        return pb.RefreshSecretsResponse(secrets=await self._secrets.refresh(request.app_id))
 
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: Any) -> AsyncIterator[pb.WatchStatusResponse]:
         """The state of everything: now, at every change, and after a while without any."""

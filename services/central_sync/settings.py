@@ -18,6 +18,7 @@ class CallClass(StrEnum):
     APPS = "apps"
     PULL = "pull"
     MIRROR = "mirror"
+    SECRETS = "secrets"
 
 
 class CallSettings(Section):
@@ -44,6 +45,7 @@ CALLS: Mapping[CallClass, CallSettings] = {
     CallClass.APPS: CallSettings(deadline=5.0, slow_after=2.0, concurrency=8),
     CallClass.PULL: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
     CallClass.MIRROR: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
+    CallClass.SECRETS: CallSettings(deadline=5.0, slow_after=2.0, concurrency=8, waiting=64),
 }
 """What holds when the settings say nothing else."""
 

@@ -7,7 +7,7 @@ DIR/endpoints.json   where to find it all, for clients
 DIR/token, secret    the development token; what the services of a set show one another
 DIR/central-token, central-key, central-gateway-token
                      what regions show the centre; the centre's key of secrets; what it shows at gateways
-DIR/<region>/        postgres/, workers/<worker>/ and <process>.log
+DIR/<region>/        postgres/, workers/<worker>/, secrets-keys and <process>.log
 DIR/central/         the same for the centre
 ```
 """
@@ -44,6 +44,9 @@ SINGLE_SERVICES: tuple[str, ...] = (MACHINE_STORE, CENTRAL_SYNC, CONFIG_CONVERTE
 
 CENTRAL_SECRETS = ("central-token", "central-key", "central-gateway-token")
 """Files of DIR: what regions show the centre, its key of secrets at rest, and what it shows at gateways; hex digits."""
+
+SECRETS_KEYS = "secrets-keys"
+"""File of a region's directory: its keys for secrets of apps at rest, in hex, a line each; the first one seals."""
 
 HOST = "127.0.0.1"
 DEFAULT_WORKERS = 2
@@ -259,6 +262,10 @@ class Mesh:
         """One of CENTRAL_SECRETS."""
         return (self.directory / name).read_text().strip()
 
+    def secrets_keys(self, region: str) -> list[str]:
+        """The keys of `region` for secrets of apps, in hex; the first one seals."""
+        return (self.region_directory(region) / SECRETS_KEYS).read_text().split()
+
     @property
     def region_map(self) -> Path:
         """The file of the region map."""
@@ -406,6 +413,10 @@ class Mesh:
                 _write_private(path, secrets.token_hex(32) + "\n")
         for region in (CENTRAL, *self.regions):
             self.region_directory(region).mkdir(exist_ok=True)
+        for region in self.regions:
+            path = self.region_directory(region) / SECRETS_KEYS
+            if not path.exists():
+                _write_private(path, secrets.token_hex(32) + "\n")
         _write_private(self.directory / "mesh.json", json.dumps(self._document, indent=2) + "\n")
         self.region_map.write_text(self._region_map(), encoding="utf-8")
 

@@ -23,6 +23,8 @@ from services.cli.mesh import (
     Process,
 )
 from services.config_converter.settings import HandoverSettings
+from services.runtime.errors import InvalidConfig, Violation
+from services.runtime.sealing import KEY_BYTES, Keyring
 from services.runtime.settings import Addresses, Database, Settings
 from services.worker.settings import ProcessSettings, WorkerSettings
 
@@ -58,6 +60,8 @@ class MeshSettings(Settings):
     """How the centre is reached."""
     central_gateway_token: SecretStr | None = None
     """The token that names the centre, where it calls a gateway."""
+    secrets_keys: tuple[SecretStr, ...] = ()
+    """Keys for secrets of apps at rest in the region, 64 hex digits each: the first one seals, all of them open."""
     drill_no_guard: bool = False
     """The dependency guard refuses nothing. Only a drill takes it away."""
     handover: HandoverSettings = HandoverSettings()
@@ -67,6 +71,14 @@ class MeshSettings(Settings):
     """The process driver of its workers; `[process.images]` says which command stands for an image."""
     workers: tuple[WorkerSettings, ...] = ()
     """The workers that live in this process."""
+
+    def keyring(self) -> Keyring:
+        """The keys for secrets. Raises InvalidConfig when there is none, or one is no key."""
+        try:
+            return Keyring([bytes.fromhex(key.get_secret_value()) for key in self.secrets_keys])
+        except ValueError:
+            why = f"must be one key at least, each of {2 * KEY_BYTES} hex digits"
+            raise InvalidConfig(f"secrets_keys {why}", violations=[Violation("secrets_keys", why)]) from None
 
 
 def settings_of(mesh: Mesh, process: Process) -> MeshSettings:
@@ -101,6 +113,7 @@ def settings_of(mesh: Mesh, process: Process) -> MeshSettings:
             token=SecretStr(mesh.central_secret("central-token")),
         ),
         central_gateway_token=SecretStr(mesh.central_secret("central-gateway-token")),
+        secrets_keys=tuple(map(SecretStr, mesh.secrets_keys(region))),
     )
     return loaded.model_copy(update={"workers": _workers(mesh, region, numbers, loaded.process)})
 

@@ -174,6 +174,7 @@ class Composition:
             place=self._place,
             clock=self._clock,
             random=self._random,
+            keyring=self._settings.keyring(),
         )
         self._add(CENTRAL_SYNC, sync)
 

@@ -35,6 +35,9 @@ class CatalogStoreService(catalog_store_pb2_grpc.CatalogStoreServicer):
     ) -> pb.PutCatalogRecordsResponse:
         return pb.PutCatalogRecordsResponse(revision=await self._replica.put(request.records))
 
+    async def GetSecrets(self, request: pb.GetSecretsRequest, context: Context) -> pb.GetSecretsResponse:
+        return pb.GetSecretsResponse(secrets=await self._replica.secrets(request.app_id))
+
     async def GetCursor(self, request: pb.GetCursorRequest, context: Context) -> pb.GetCursorResponse:
         return pb.GetCursorResponse(value=await self._replica.cursor(request.duty))
 

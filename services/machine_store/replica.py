@@ -1,23 +1,24 @@
-"""The catalog as a replica: apps, organizations and image aliases of the centre, and the cursors of pull and mirror."""
+"""The catalog as a replica: what the centre is the origin of, and the cursors of pull and mirror."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord, SecretsRecord
 from skerry.store.v1.catalog_store_pb2 import CatalogRecord, GetCatalogStateResponse
 from skerry.store.v1.store_pb2 import (
     RECORD_KIND_APP,
     RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_ORGANIZATION,
+    RECORD_KIND_SECRETS,
     AppRecord,
     DutyTerm,
 )
 
 from services.machine_store.database import Database, Row
 from services.machine_store.events import Events
-from services.machine_store.plan import to_json
+from services.machine_store.plan import from_json, to_json
 from services.machine_store.queries import load
 from services.machine_store.records import check_text, storable, timestamp
 from services.runtime.errors import Conflict, InvalidConfig, Violation
@@ -28,7 +29,10 @@ _KINDS = {
     "app": RECORD_KIND_APP,
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
+    "secrets": RECORD_KIND_SECRETS,
 }
+_KEYS = {"image_alias": "alias", "secrets": "app_id"}
+"""The field that is a record's key, where that is not `id`."""
 _MOST_TEXT = 4096
 _TOLD = {
     "kept_local": "the region's app stays, because it has machines",
@@ -105,6 +109,11 @@ class Replica:
             image_aliases=row["image_aliases"],
         )
 
+    async def secrets(self, app_id: str) -> SecretsRecord | None:
+        """The secrets of an app, sealed; None when it never had any. Raises DependencyDown."""
+        document: str | None = await self._database.fetchval(_SQL["get_secrets"], storable(app_id))
+        return None if document is None else from_json(document, SecretsRecord())
+
     async def cursor(self, duty: str) -> int:
         """The cursor of a duty; 0 when it was never set. Raises DependencyDown."""
         value: int | None = await self._database.fetchval(_SQL["get_cursor"], storable(duty))
@@ -128,10 +137,11 @@ class Replica:
         field = record.WhichOneof("record")
         if field is None:
             raise _missing(f"records[{number}]")
-        inner: AppRecord | OrganizationRecord | ImageAliasRecord = getattr(record, field)
-        key = inner.alias if isinstance(inner, ImageAliasRecord) else inner.id
+        inner: AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord = getattr(record, field)
+        key_field = _KEYS.get(field, "id")
+        key: str = getattr(inner, key_field)
         if not key:
-            raise _missing(f"records[{number}].{field}.{'alias' if field == 'image_alias' else 'id'}")
+            raise _missing(f"records[{number}].{field}.{key_field}")
         if isinstance(inner, AppRecord) and not inner.name and not inner.deleted:
             raise _missing(f"records[{number}].app.name")
         check_text(
@@ -142,6 +152,11 @@ class Replica:
                 if isinstance(value, str)
             },
         )
+        if isinstance(inner, SecretsRecord):
+            for at, entry in enumerate(inner.secrets):
+                texts = {"name": entry.name, "digest": entry.digest, "key_id": entry.key_id}
+                place = f"records[{number}].secrets.secrets[{at}]"
+                check_text(_MOST_TEXT, **{f"{place}.{name}": text for name, text in texts.items()})
         return self._entry(_KINDS[field], key, to_json(inner), deleted=inner.deleted)
 
     def _entry(self, kind: int, key: str, document: str, *, deleted: bool) -> _Entry:

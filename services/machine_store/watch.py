@@ -16,7 +16,7 @@ import asyncpg
 from google.protobuf.json_format import ParseDict
 from prometheus_client import Gauge
 from skerry.handover.v1.plan_pb2 import Plan
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord, SecretsRecord
 from skerry.store.v1.store_pb2 import (
     MACHINE_VIEW_FULL,
     RECORD_KIND_APP,
@@ -25,6 +25,7 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_ORGANIZATION,
     RECORD_KIND_PLAN,
     RECORD_KIND_RELEASE,
+    RECORD_KIND_SECRETS,
     RECORD_KIND_WORKER,
     Change,
     WatchFilter,
@@ -95,6 +96,8 @@ class Selection:
         return kind != RECORD_KIND_APP or not self.app_id or change.app.id == self.app_id
 
 
+        if kind == RECORD_KIND_SECRETS:
+            return not self.app_id or change.secrets.app_id == self.app_id
 class Versions:
     """Versions that were written or read lately, up to a number of bytes: they never change."""
 
@@ -504,6 +507,12 @@ _KINDS: Mapping[str, int] = {
 _STATES: Mapping[int, str] = {
     RECORD_KIND_PLAN: "state_of_plan",
     RECORD_KIND_ORGANIZATION: "state_of_organizations",
+def _secrets_change(row: Row) -> Change:
+    return Change(
+        revision=row["revision"], secrets=ParseDict(_columns(row), SecretsRecord(), ignore_unknown_fields=True)
+    )
+
+
     RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
     RECORD_KIND_APP: "state_of_apps",
     RECORD_KIND_WORKER: "state_of_workers",
@@ -521,6 +530,7 @@ def _change(row: Row) -> Change:
                 row["event_id"],
                 row["event_type"],
                 row["event_status"],
+    RECORD_KIND_SECRETS: _secrets_change,
                 row["event_source"],
                 row["event_at"],
                 row["event_request"],
@@ -530,4 +540,6 @@ def _change(row: Row) -> Change:
 
 
 def _size(version: Version) -> int:
+    "secrets": RECORD_KIND_SECRETS,
     return len(version.config) + len(version.spec) + len(version.parts) + 200
+    RECORD_KIND_SECRETS: "state_of_secrets",

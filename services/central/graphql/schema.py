@@ -100,6 +100,11 @@ class SecretsPayload:
     release: types.Release | None
 
 
+@strawberry.type(description="`record` is what the feed has of the secrets, with their values; null without any ever.")
+class SecretsRecordPayload:
+    record: JSON | None
+
+
 @strawberry.type
 class ReleasePayload:
     release: types.Release
@@ -214,6 +219,10 @@ class Query:
         records = [_change(record) for record in found.records]
         return CatalogSnapshot(records=records, position=found.position, next_page=found.next_page)
 
+    @field("For regions: the secrets of an app, by its id, with their values. NOT_FOUND.")
+    async def secrets_record(self, info: Info, app_id: strawberry.ID) -> SecretsRecordPayload:
+        return await _secrets_record(info.context.catalog, app_id)
+
     @field("What the instance that answers converts.")
     def converter(self, info: Info) -> Converter:
         return _converter(info.context.conversion.release)
@@ -287,6 +296,13 @@ class SetSecretsInput:
 class UnsetSecretsInput:
     app_id: strawberry.ID
     keys: list[str]
+
+
+@strawberry.input
+class UpdateSecretsInput:
+    app_id: strawberry.ID
+    secrets: list[SecretInput]
+    unset: list[str]
 
 
 @strawberry.input
@@ -390,6 +406,15 @@ class Mutation:
     async def unset_secrets(self, info: Info, input: UnsetSecretsInput) -> SecretsPayload:
         return _secrets_changed(await info.context.catalog.unset_secrets(input.app_id, input.keys), info)
 
+    @mutation("For regions: set secrets of an app and remove others, as one new version. NOT_FOUND, INVALID.")
+    async def update_secrets(self, info: Info, input: UpdateSecretsInput) -> SecretsRecordPayload:
+        values, records = {secret.key: secret.value for secret in input.secrets}, info.context.catalog
+        if values or not input.unset:
+            await records.set_secrets(input.app_id, values, removed=input.unset)
+        else:
+            await records.unset_secrets(input.app_id, input.unset)
+        return await _secrets_record(records, input.app_id)
+
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def create_release(self, info: Info, input: CreateReleaseInput) -> ReleasePayload:
         app = await info.context.catalog.app(input.app_id)
@@ -452,6 +477,11 @@ class Mutation:
 
 def _payload(value: JSON | None, name: str) -> dict[str, Any] | None:
     return None if value is None else _object(value, name)
+
+
+async def _secrets_record(records: catalog.Catalog, app_id: str) -> SecretsRecordPayload:
+    record = await records.secrets_record(app_id)
+    return SecretsRecordPayload(record=None if record is None else JSON(record))
 
 
 def _secrets_changed(record: catalog.App, info: Info) -> SecretsPayload:

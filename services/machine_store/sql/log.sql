@@ -69,3 +69,7 @@ SELECT revision, document AS record FROM catalog_records WHERE kind = 5 AND NOT 
 -- name: state_of_image_aliases
 -- Image aliases that are not deleted.
 SELECT revision, document AS record FROM catalog_records WHERE kind = 6 AND NOT deleted ORDER BY revision
+
+-- name: state_of_secrets
+-- Secrets of apps that are not deleted.
+SELECT revision, document - 'history' AS record FROM catalog_records WHERE kind = 7 AND NOT deleted ORDER BY revision

@@ -23,6 +23,10 @@ SELECT position, changed_at,
     (SELECT count(*) FROM catalog_records WHERE kind = 6 AND NOT deleted) AS image_aliases
 FROM catalog_state
 
+-- name: get_secrets
+-- The secrets of an app. $1 app id.
+SELECT document FROM catalog_records WHERE kind = 7 AND id = $1 AND NOT deleted
+
 -- name: get_cursor
 -- Where the cursor of a duty is. $1 duty.
 SELECT value FROM cursors WHERE duty = $1

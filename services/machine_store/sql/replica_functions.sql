@@ -11,6 +11,36 @@ CREATE TYPE catalog_outcome AS (
     outcome text
 )
 
+-- name: function_secrets_version
+-- The version in a record of an app's secrets.
+CREATE FUNCTION secrets_version(document jsonb) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce((document ->> 'version')::bigint, 0)
+$$
+
+-- name: function_secrets_history
+-- What an app's secrets were at the versions before that of `newer`, newest first, without values; ten at most.
+CREATE FUNCTION secrets_history(older jsonb, newer jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(jsonb_agg(h.version ORDER BY secrets_version(h.version) DESC), '[]')
+    FROM (
+        SELECT v.version
+        FROM jsonb_array_elements(
+            jsonb_build_array(
+                jsonb_build_object(
+                    'version', older -> 'version',
+                    'secrets', coalesce(
+                        (SELECT jsonb_agg(s - 'sealed' - 'key_id') FROM jsonb_array_elements(older -> 'secrets') s), '[]'
+                    )
+                )
+            ) || coalesce(older -> 'history', '[]')
+        ) v (version)
+        WHERE secrets_version(v.version) < secrets_version(newer)
+        ORDER BY secrets_version(v.version) DESC
+        LIMIT 10
+    ) h
+$$
+
 -- name: function_put_catalog
 -- Bring records of the centre into the catalog, logging those that change it; the counter's row is locked already.
 -- only_new leaves alone what the catalog has or had. Answers the outcomes that are worth telling.
@@ -21,6 +51,7 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
     app CONSTANT smallint := 3;
+    secrets CONSTANT smallint := 7;
     d jsonb;
     gone boolean;
     a apps%ROWTYPE;
@@ -104,10 +135,20 @@ BEGIN
         ELSE
             SELECT * INTO r FROM catalog_records c WHERE c.kind = kinds[number] AND c.id = ids[number];
             known := FOUND;
-            CONTINUE WHEN known AND only_new;
-            CONTINUE WHEN gone AND (NOT known OR r.deleted);
+            CONTINUE WHEN known AND only_new AND (kinds[number] <> secrets OR r.deleted);
+            CONTINUE WHEN gone AND (NOT known OR r.deleted OR only_new);
             CONTINUE WHEN known AND NOT gone AND NOT r.deleted AND r.document = d;
-            IF gone THEN
+            IF kinds[number] = secrets AND gone THEN
+                d := jsonb_build_object('app_id', ids[number], 'deleted', true);
+            ELSIF kinds[number] = secrets THEN
+                -- However it came, a version is newer than another or it is not.
+                CONTINUE WHEN known AND NOT r.deleted
+                    AND secrets_version(d) <= secrets_version(r.document)
+                    AND coalesce((d ->> 'replaces_version')::bigint, -1) <> secrets_version(r.document);
+                d := d - 'replaces_version' || jsonb_build_object(
+                    'history', CASE WHEN known AND NOT r.deleted THEN secrets_history(r.document, d) ELSE '[]' END
+                );
+            ELSIF gone THEN
                 -- The last that was known of it: whoever follows may know it by another of its names.
                 d := (r.document || d);
             END IF;
@@ -116,7 +157,7 @@ BEGIN
             VALUES (kinds[number], ids[number], d, gone, head)
             ON CONFLICT ON CONSTRAINT catalog_records_pkey DO UPDATE SET
                 document = excluded.document, deleted = excluded.deleted, revision = excluded.revision;
-            INSERT INTO log (revision, kind, id, record) VALUES (head, kinds[number], ids[number], d);
+            INSERT INTO log (revision, kind, id, record) VALUES (head, kinds[number], ids[number], d - 'history');
         END IF;
     END LOOP;
     IF head <> first THEN
@@ -151,7 +192,7 @@ BEGIN
     );
     UPDATE catalog_state SET position = new_position, changed_at = at;
     RETURN NEXT (
-        NULL, (SELECT count(*) FROM log WHERE log.revision > head AND log.kind IN (3, 5, 6))::text, NULL
+        NULL, (SELECT count(*) FROM log WHERE log.revision > head AND log.kind IN (3, 5, 6, 7, 8, 9))::text, NULL
     )::catalog_outcome;
     RETURN QUERY SELECT * FROM unnest(outcomes);
 END

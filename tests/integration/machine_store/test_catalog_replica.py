@@ -6,7 +6,13 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from skerry.store.v1 import catalog_store_pb2 as catalog
 from skerry.store.v1 import store_pb2 as pb
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationLimits, OrganizationRecord
+from skerry.store.v1.catalog_pb2 import (
+    ImageAliasRecord,
+    OrganizationLimits,
+    OrganizationRecord,
+    SecretEntry,
+    SecretsRecord,
+)
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, MACHINE_STATE_DESTROYING
 
 from services.runtime.errors import Conflict, InvalidConfig, NameTaken, NotFound
@@ -289,3 +295,93 @@ async def test_five_thousand_records_at_once_are_taken_quickly_and_without_gaps(
     async with connection_to(dsn) as connection:
         assert await connection.fetchval("SELECT max(revision) - count(*) FROM log") == 0
         assert await connection.fetchval("SELECT revision - (SELECT max(revision) FROM log) FROM counter") == 0
+
+
+# Secrets
+
+
+def secrets(version: int, app_id: str = "a1", *, replaces: int = 0, **sealed: bytes) -> catalog.CatalogRecord:
+    entries = [
+        SecretEntry(name=name, digest=f"d-{content.decode()}", version=version, key_id="k", sealed=content)
+        for name, content in sealed.items()
+    ]
+    record = SecretsRecord(app_id=app_id, version=version, secrets=entries, replaces_version=replaces)
+    return catalog.CatalogRecord(secrets=record)
+
+
+async def secrets_of(feed: Feed, app_id: str = "a1") -> SecretsRecord | None:
+    answer = await feed.sides.catalog.GetSecrets(catalog.GetSecretsRequest(app_id=app_id))
+    return answer.secrets if answer.HasField("secrets") else None
+
+
+async def version_of(feed: Feed) -> tuple[int, list[bytes]]:
+    record = await secrets_of(feed)
+    assert record is not None
+    return record.version, [entry.sealed for entry in record.secrets]
+
+
+async def test_secrets_are_there_as_they_came_until_they_are_deleted(feed: Feed) -> None:
+    assert await secrets_of(feed) is None
+    assert await feed.send(secrets(1, A=b"one", B=b"")) == 1
+    record = await secrets_of(feed)
+    assert record == secrets(1, A=b"one", B=b"").secrets
+    gone = catalog.CatalogRecord(secrets=SecretsRecord(app_id="a1", deleted=True))
+    assert await feed.send(gone, gone) == 1
+    assert await secrets_of(feed) is None
+    # What was asked for before the deletion, and comes after it, brings nothing back.
+    await feed.put(secrets(2, A=b"late"))
+    assert await secrets_of(feed) is None
+
+
+async def test_an_older_version_of_secrets_changes_nothing_whichever_way_it_comes(feed: Feed) -> None:
+    await feed.send(secrets(1, A=b"one"))
+    await feed.put(secrets(3, A=b"three"))
+    assert await version_of(feed) == (3, [b"three"])
+    assert await feed.send(secrets(2, A=b"two"), secrets(3, A=b"three, sealed again")) == 0
+    await feed.put(secrets(2, A=b"two"))
+    assert await version_of(feed) == (3, [b"three"])
+    assert await feed.send(secrets(4, A=b"four")) == 1
+    assert await version_of(feed) == (4, [b"four"])
+
+
+async def test_secrets_go_back_only_from_the_version_that_was_seen(feed: Feed) -> None:
+    await feed.send(secrets(5, A=b"five"))
+    assert await feed.send(secrets(5, replaces=4, A=b"other key")) == 0
+    assert await feed.send(secrets(5, replaces=5, A=b"other key")) == 1
+    assert await version_of(feed) == (5, [b"other key"])
+    assert await feed.send(secrets(2, replaces=5, A=b"two")) == 1
+    assert await version_of(feed) == (2, [b"two"])
+    record = await secrets_of(feed)
+    assert record is not None and (record.replaces_version, list(record.history)) == (0, [])
+
+
+async def test_the_versions_before_are_kept_without_values_and_not_for_ever(feed: Feed) -> None:
+    for version in range(1, 14):
+        await feed.send(secrets(version, A=f"value {version}".encode()))
+    record = await secrets_of(feed)
+    assert record is not None
+    assert [old.version for old in record.history] == list(range(12, 2, -1))
+    (entry,) = record.history[0].secrets
+    assert (entry.name, entry.digest, entry.sealed, entry.key_id) == ("A", "d-value 12", b"", "")
+
+
+async def test_a_watch_brings_secrets_of_the_app_that_it_asks_for_without_their_history(feed: Feed) -> None:
+    before = await feed.put()
+    await feed.send(secrets(1, A=b"one"), secrets(1, "a2", B=b"other"), secrets(2, A=b"two"))
+    newest = await feed.put()
+    wanted = pb.WatchFilter(kinds=[pb.RECORD_KIND_SECRETS], app_id="a1")
+    for request in (pb.WatchRequest(filter=wanted), pb.WatchRequest(filter=wanted, from_revision=before)):
+        seen: list[SecretsRecord] = []
+        async for response in feed.store.stub.Watch(request, timeout=20):
+            seen += [change.secrets for change in response.changes]
+            if response.revision >= newest:
+                break
+        assert [(each.app_id, len(each.history)) for each in seen] == [("a1", 0)] * len(seen)
+        assert seen[-1] == secrets(2, A=b"two").secrets
+
+
+async def test_secrets_without_an_app_or_with_a_nul_in_a_name_are_refused(feed: Feed) -> None:
+    with pytest.raises(InvalidConfig, match="app_id is missing"):
+        await feed.send(secrets(1, ""))
+    with pytest.raises(InvalidConfig, match=r"secrets\[0\].name"):
+        await feed.put(secrets(1, **{"A\0": b"one"}))

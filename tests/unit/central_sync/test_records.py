@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord, SecretsRecord
 from skerry.store.v1.catalog_store_pb2 import CatalogRecord
 from skerry.store.v1.store_pb2 import AppRecord
 
@@ -19,9 +19,12 @@ from services.central_sync.records import (
     plain,
     record_of,
     records_of,
+    resealed,
     too_many_deletions,
 )
+from services.runtime.sealing import Keyring, Sealed
 
+KEYS = Keyring([b"k" * 32])
 ORGANIZATION: dict[str, Any] = {
     "id": "o1",
     "internal_numeric_id": 1,
@@ -95,6 +98,77 @@ def test_limits_of_an_organization_that_is_not_there_make_no_record() -> None:
 @pytest.mark.parametrize("kind", ["secrets", "something_new"])
 def test_kinds_that_the_region_does_not_keep_are_passed_over(kind: str) -> None:
     assert record_of(Change(1, kind, "x", {"value": "hidden"}), {}) is None
+
+
+def secrets(version: int = 3, **values: str) -> Change:
+    entries = [
+        {
+            "name": name,
+            "value": value,
+            "digest": f"d{len(value)}",
+            "version": version,
+            "created_at": 1.5,
+            "updated_at": 2.5,
+        }
+        for name, value in sorted(values.items())
+    ]
+    return Change(9, "secrets", "a1", {"app_id": "a1", "app_name": "web", "version": version, "secrets": entries})
+
+
+def opened(record: SecretsRecord, keyring: Keyring) -> dict[str, str]:
+    return {e.name: keyring.open(record.app_id, e.name, Sealed(e.key_id, e.sealed)) for e in record.secrets}
+
+
+def test_secrets_are_sealed_before_they_are_records() -> None:
+    record = record_of(secrets(A="hunter2", B=""), {}, KEYS.seal)
+    assert record is not None
+    made = record.secrets
+    assert (made.app_id, made.version, [e.digest for e in made.secrets]) == ("a1", 3, ["d7", "d0"])
+    assert made.secrets[0].created_at.ToMilliseconds() == 1_500
+    assert opened(made, KEYS) == {"A": "hunter2", "B": ""}
+    assert b"hunter2" not in record.SerializeToString()
+
+
+def test_secrets_of_an_app_that_is_gone_are_deleted() -> None:
+    assert record_of(Change(9, "secrets", "a1", None), {}, KEYS.seal) == CatalogRecord(
+        secrets=SecretsRecord(app_id="a1", deleted=True)
+    )
+
+
+@pytest.mark.parametrize("broken", [{"value": 17}, {"version": "hunter2"}, {"created_at": "hunter2"}])
+def test_secrets_that_are_not_understood_are_refused_without_telling_any_value(broken: dict[str, Any]) -> None:
+    change = secrets(A="hunter2")
+    assert change.payload is not None
+    change.payload["secrets"][0].update(broken)
+    with pytest.raises(ValueError, match="the secrets 'a1'") as caught:
+        record_of(change, {}, KEYS.seal)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert "hunter2" not in repr(change)
+
+
+def test_secrets_differ_by_version_and_digest_and_not_by_how_they_are_sealed() -> None:
+    present, again = catalog_of([secrets(A="1")], KEYS.seal), catalog_of([secrets(A="1")], KEYS.seal)
+    assert present.secrets["a1"] != again.secrets["a1"]
+    assert differences(present, again) == []
+    (newer,) = differences(present, catalog_of([secrets(4, A="22")], KEYS.seal))
+    assert (newer.secrets.version, newer.secrets.replaces_version) == (4, 0)
+    (older,) = differences(present, catalog_of([secrets(2, A="0")], KEYS.seal))
+    assert (older.secrets.version, older.secrets.replaces_version) == (2, 3)
+    (gone,) = differences(present, Catalog())
+    assert gone.secrets == SecretsRecord(app_id="a1", deleted=True)
+
+
+def test_secrets_under_an_older_key_are_sealed_again_in_their_version() -> None:
+    old = Keyring([b"o" * 32])
+    made = record_of(secrets(A="1", B="2"), {}, old.seal)
+    assert made is not None
+    assert resealed([made.secrets], old) == []
+    both = Keyring([b"k" * 32, b"o" * 32])
+    (again,) = resealed([made.secrets], both)
+    assert opened(again.secrets, KEYS) == {"A": "1", "B": "2"}
+    assert (again.secrets.version, again.secrets.replaces_version) == (3, 3)
+    assert resealed([made.secrets], KEYS) == []  # Nothing opens: it stays as it is.
 
 
 def test_a_record_that_lacks_something_is_refused_by_name_and_without_its_content() -> None:
