@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from operator import attrgetter
 
 import asyncpg
@@ -38,6 +39,7 @@ _seconds = Histogram(
 _outcomes = Counter(
     "skerry_store_write_outcomes", "New machines and steps by what became of them.", ["outcome"], registry=metrics
 )
+_counter_of = cache(_outcomes.labels)
 
 
 class BatchWriter:
@@ -156,7 +158,7 @@ def _finish(
     outcome: Outcome, record: MachineRecord | None, event: MachineEvent | None, changes: list[Change]
 ) -> Outcome:
     """Complete the record of a write that is done, and note the change."""
-    _outcomes.labels(outcome.outcome).inc()
+    _counter_of(outcome.outcome).inc()
     if outcome.outcome == "done" and record is not None:
         complete(record, outcome)
         changes.append(Change(revision=record.revision, machine=record, events=() if event is None else (event,)))

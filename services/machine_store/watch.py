@@ -47,6 +47,7 @@ from services.machine_store.releases import release_record
 from services.machine_store.steps import Version
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError, Violation
+from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log, metrics
 
 _SQL = load("log")
@@ -56,6 +57,8 @@ _READER = "log"
 CHUNK = 200
 """Most changes in one message."""
 _READ_AT_ONCE = 500
+_ANSWERS_FIRST = 0.001
+"""Seconds that what this process wrote waits before watches are told, so that whoever wrote it is answered first."""
 _STATES_AT_ONCE = 3
 _VERSION_BYTES = 32 * 2**20
 
@@ -93,11 +96,11 @@ class Selection:
             return not self.worker_id or change.worker.id == self.worker_id
         if kind == RECORD_KIND_RELEASE:
             return not self.app_id or change.release.app_id == self.app_id
+        if kind == RECORD_KIND_SECRETS:
+            return not self.app_id or change.secrets.app_id == self.app_id
         return kind != RECORD_KIND_APP or not self.app_id or change.app.id == self.app_id
 
 
-        if kind == RECORD_KIND_SECRETS:
-            return not self.app_id or change.secrets.app_id == self.app_id
 class Versions:
     """Versions that were written or read lately, up to a number of bytes: they never change."""
 
@@ -209,7 +212,8 @@ class Log:
     """The log as this process follows it.
 
     Every `tick` seconds it is polled, and quiet watches are told how far they have seen. A watch that has more than
-    `most_waiting` changes to read is cut.
+    `most_waiting` changes to read is cut. While writes follow one another, they are gathered for `gather` seconds, so
+    that watches cost one message for many.
     """
 
     def __init__(
@@ -219,10 +223,14 @@ class Log:
         clock: Clock,
         tick: float = 1.0,
         most_waiting: int = 10_000,
+        gather: float = 0.008,
     ) -> None:
         self._database = database
         self._clock = clock
         self._tick = tick
+        self._gather = gather
+        self._untold: list[Change] = []
+        self._written = asyncio.Event()
         self._most_waiting = most_waiting
         self._position = -1
         self._started = asyncio.Event()
@@ -243,29 +251,21 @@ class Log:
     def heard(self, changes: Sequence[Change], versions: Iterable[Version]) -> None:
         """What this process has just committed, in the order of its revisions: no need to read it again."""
         self._versions.keep(versions)
-        if changes[0].revision == self._position + 1:
-            self._publish(changes)
-        else:
-            self._want_read()
+        self._untold.extend(changes)
+        self._written.set()
         if self._has_others:
             self._others_to_wake = True
             self._wake.set()
 
     async def run(self, caught_up: Callable[[], None]) -> None:
         """Follow the log until cancelled; calls `caught_up` once, when the newest revision was seen."""
-        ticking = asyncio.create_task(self._tick_for_ever())
         try:
-            while True:
-                connection = await self._database.connect_at_last(_READER)
-                try:
-                    await self._follow(connection, caught_up)
-                except Exception as error:
-                    if not is_away(error):
-                        raise
-                finally:
-                    connection.terminate()
+            await run_forever(
+                log_reader=self._follow_for_ever(caught_up),
+                log_ticks=self._tick_for_ever(),
+                log_tells=self._tell_for_ever(),
+            )
         finally:
-            ticking.cancel()
             for watcher in self._watchers:
                 watcher.cut(DependencyDown("machine-store: it is stopping; watch again elsewhere", retry_after=0.1))
 
@@ -351,6 +351,17 @@ class Log:
         changes = [_change(row) for row in rows if row["revision"] is not None]
         return changes, changes[-1].revision if changes else position
 
+    async def _follow_for_ever(self, caught_up: Callable[[], None]) -> None:
+        while True:
+            connection = await self._database.connect_at_last(_READER)
+            try:
+                await self._follow(connection, caught_up)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+            finally:
+                connection.terminate()
+
     async def _follow(self, connection: asyncpg.Connection, caught_up: Callable[[], None]) -> None:
         connection.add_termination_listener(lambda _: self._want_read())
         await connection.add_listener(_CHANNEL, self._notified)
@@ -395,6 +406,7 @@ class Log:
     def _start_over(self, newest: int) -> None:
         log.warning("log_is_another", seen=self._position, newest=newest)
         self._position = newest
+        self._untold.clear()
         for watcher in self._watchers:
             watcher.cut(
                 RevisionTooOld("the log does not go on from where this watch is: watch again without a revision")
@@ -416,6 +428,26 @@ class Log:
     def _want_read(self) -> None:
         self._read_wanted = True
         self._wake.set()
+
+    async def _tell_for_ever(self) -> None:
+        told = -self._gather
+        while True:
+            await self._written.wait()
+            await self._clock.sleep(max(_ANSWERS_FIRST, told + self._gather - self._clock.monotonic()))
+            self._written.clear()
+            self._tell()
+            told = self._clock.monotonic()
+
+    def _tell(self) -> None:
+        # Meanwhile some of it may have been read from the log.
+        changes = [change for change in self._untold if change.revision > self._position]
+        self._untold.clear()
+        if not changes:
+            return
+        if changes[0].revision == self._position + 1 and changes[-1].revision == self._position + len(changes):
+            self._publish(changes)
+        else:
+            self._want_read()
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -475,6 +507,12 @@ def _release_change(row: Row) -> Change:
     return Change(revision=row["revision"], release=release_record(_columns(row)))
 
 
+def _secrets_change(row: Row) -> Change:
+    return Change(
+        revision=row["revision"], secrets=ParseDict(_columns(row), SecretsRecord(), ignore_unknown_fields=True)
+    )
+
+
 def _unknown_change(row: Row) -> Change:
     """A change of a kind that only newer instances know: it passes no filter, but has its revision."""
     return Change(revision=row["revision"])
@@ -492,6 +530,7 @@ _CHANGES: Mapping[int, Callable[[Row], Change]] = {
     RECORD_KIND_PLAN: _plan_change,
     RECORD_KIND_ORGANIZATION: _organization_change,
     RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
+    RECORD_KIND_SECRETS: _secrets_change,
     RECORD_KIND_RELEASE: _release_change,
 }
 _KINDS: Mapping[str, int] = {
@@ -501,19 +540,15 @@ _KINDS: Mapping[str, int] = {
     "plan": RECORD_KIND_PLAN,
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
+    "secrets": RECORD_KIND_SECRETS,
     "release": RECORD_KIND_RELEASE,
 }
 """The kind of a change by the name of its record's field."""
 _STATES: Mapping[int, str] = {
     RECORD_KIND_PLAN: "state_of_plan",
     RECORD_KIND_ORGANIZATION: "state_of_organizations",
-def _secrets_change(row: Row) -> Change:
-    return Change(
-        revision=row["revision"], secrets=ParseDict(_columns(row), SecretsRecord(), ignore_unknown_fields=True)
-    )
-
-
     RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
+    RECORD_KIND_SECRETS: "state_of_secrets",
     RECORD_KIND_APP: "state_of_apps",
     RECORD_KIND_WORKER: "state_of_workers",
     RECORD_KIND_RELEASE: "state_of_releases",
@@ -530,7 +565,6 @@ def _change(row: Row) -> Change:
                 row["event_id"],
                 row["event_type"],
                 row["event_status"],
-    RECORD_KIND_SECRETS: _secrets_change,
                 row["event_source"],
                 row["event_at"],
                 row["event_request"],
@@ -540,6 +574,4 @@ def _change(row: Row) -> Change:
 
 
 def _size(version: Version) -> int:
-    "secrets": RECORD_KIND_SECRETS,
     return len(version.config) + len(version.spec) + len(version.parts) + 200
-    RECORD_KIND_SECRETS: "state_of_secrets",

@@ -14,7 +14,7 @@ from skerry.types.v1.resources_pb2 import Resources
 
 from services.machine_store.database import Database
 from services.machine_store.watch import Log
-from services.runtime.clock import SystemClock
+from services.runtime.clock import FakeClock, SystemClock
 from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError
 from services.runtime.tasks import cancel
 from tests.integration.machine_store.stores import (
@@ -336,6 +336,39 @@ async def test_a_watch_that_is_not_read_is_cut_and_can_go_on(store: Store, dsn: 
     response = await anext(again)
     assert [c.revision for c in response.changes] == list(range(first.revision + 1, last + 1))
     await again.aclose()
+    await cancel(task)
+    database.close()
+
+
+@pytest.mark.usefixtures("store")
+async def test_writes_that_follow_one_another_reach_a_watch_in_one_message_after_their_answers(dsn: str) -> None:
+    database = Database(lambda: dsn, clock=SystemClock(), random=Random(1))
+    await database.open()
+    clock = FakeClock()
+    log = Log(database, clock=clock, tick=60, gather=0.5)
+    caught_up = asyncio.Event()
+    task = asyncio.create_task(log.run(caught_up.set))
+    await caught_up.wait()
+    watch = log.watch(pb.WatchRequest(from_revision=await newest(dsn)))
+    start = (await anext(watch)).revision
+
+    def write(revision: int) -> None:
+        log.heard([pb.Change(revision=revision, machine=pb.MachineRecord(id=f"m{revision}"))], [])
+
+    write(start + 1)
+    write(start + 2)
+    assert log.position == start
+    await eventually(lambda: clock.sleepers == 2)
+    await clock.advance(0.01)
+    assert [change.revision for change in (await anext(watch)).changes] == [start + 1, start + 2]
+    write(start + 3)
+    await eventually(lambda: clock.sleepers == 2)
+    await clock.advance(0.4)
+    assert log.position == start + 2
+    write(start + 4)
+    await clock.advance(0.2)
+    assert [change.revision for change in (await anext(watch)).changes] == [start + 3, start + 4]
+    await watch.aclose()
     await cancel(task)
     database.close()
 
