@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 from skerry.machines.v1 import machines_pb2 as api
-from skerry.store.v1 import catalog_pb2
 from skerry.store.v1 import store_pb2 as store
+from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord
 from skerry.sync.v1 import sync_pb2 as sync
 
+from gateway.auth import current_principal
 from gateway.names import APP_NAME_RULE, is_app_name
 from services.runtime.clock import Clock
-from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, Violation
+from services.runtime.errors import DependencyDown, Forbidden, InvalidConfig, NotFound, Violation
 from services.runtime.ids import new_ulid
 
 if TYPE_CHECKING:
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     from skerry.sync.v1.sync_pb2_grpc import CentralSyncAsyncStub
 
 PERSONAL = "personal"
-ORGANIZATIONS = {PERSONAL: api.AppOrganization(name="Personal", slug=PERSONAL, internal_numeric_id=1)}
+ORGANIZATIONS = {
+    PERSONAL: OrganizationRecord(
+        id=PERSONAL, name="Personal", slug=PERSONAL, internal_numeric_id=1, type="PERSONAL", paid_plan=True
+    )
+}
 """Organizations by their short names that are there without a centre."""
 DEFAULT_NETWORK = "default"
 RETRY_AFTER_SECONDS = 1.0
@@ -32,13 +38,18 @@ class Catalog:
 
     def __init__(self) -> None:
         self._apps: dict[str, store.AppRecord] = {}
-        self._organizations: dict[str, api.AppOrganization] = {}
+        self._organizations: dict[str, OrganizationRecord] = {}
+        self._images: dict[str, ImageAliasRecord] = {}
+        self._names: dict[str, str] = {}
 
     def apply(self, app: store.AppRecord) -> None:
         """An app is there, has changed or is deleted."""
         if not app.deleted:
             self._apps[app.name] = app
-        elif (known := self._apps.get(app.name)) is not None and known.id == app.id:
+            self._names[app.id] = app.name
+            return
+        self._names.pop(app.id, None)
+        if (known := self._apps.get(app.name)) is not None and known.id == app.id:
             # One with the same name that was created since stays.
             del self._apps[app.name]
 
@@ -46,29 +57,60 @@ class Catalog:
         """Forget everything: the state comes anew."""
         self._apps.clear()
         self._organizations.clear()
+        self._images.clear()
+        self._names.clear()
 
     def get(self, name: str) -> store.AppRecord | None:
         """The app of that name, if this view has it."""
         return self._apps.get(name)
 
-    def apply_organization(self, organization: catalog_pb2.OrganizationRecord) -> None:
+    def app_of_id(self, app_id: str) -> store.AppRecord | None:
+        """The app of that id, if this view has it."""
+        return self._apps.get(self._names.get(app_id, ""))
+
+    def apply_organization(self, organization: OrganizationRecord) -> None:
         """An organization is there, has changed or is deleted."""
         if organization.deleted:
             self._organizations.pop(organization.slug, None)
         else:
-            self._organizations[organization.slug] = api.AppOrganization(
-                name=organization.name,
-                slug=organization.slug,
-                internal_numeric_id=organization.internal_numeric_id,
-            )
+            self._organizations[organization.slug] = organization
+
+    def apply_image(self, image: ImageAliasRecord) -> None:
+        """An image alias is there, has changed or is deleted."""
+        self._images.pop(image.alias, None)
+        if not image.deleted:
+            self._images[image.alias] = image
+
+    def images(self) -> Sequence[ImageAliasRecord]:
+        """All image aliases, those that changed last at the end."""
+        return tuple(self._images.values())
+
+    def image(self, alias: str) -> ImageAliasRecord | None:
+        """The image alias of that name."""
+        return self._images.get(alias)
 
     def organization(self, slug: str) -> api.AppOrganization | None:
         """The organization of that short name, if this view has it."""
-        return self._organizations.get(slug) or ORGANIZATIONS.get(slug)
+        found = self._organizations.get(slug) or ORGANIZATIONS.get(slug)
+        if found is None:
+            return None
+        return api.AppOrganization(name=found.name, slug=found.slug, internal_numeric_id=found.internal_numeric_id)
+
+    def reached_organizations(self) -> Sequence[OrganizationRecord]:
+        """The organizations that the token reaches, by their short names."""
+        principal = current_principal.get()
+        known = {**ORGANIZATIONS, **self._organizations}
+        return [known[slug] for slug in sorted(known) if principal is None or principal.reaches_organization(slug)]
+
+    def reached_organization(self, slug: str) -> OrganizationRecord | None:
+        """The organization of that short name, if the token reaches it."""
+        return next((each for each in self.reached_organizations() if each.slug == slug), None)
 
 
 class Apps:
-    """What can be done with apps.
+    """What can be done with apps, by whom the current call is for.
+
+    What its token does not reach looks exactly like what does not exist.
 
     With a centre, through central-sync, apps are made and deleted there, and what the region does not have is asked of
     it once.
@@ -101,10 +143,21 @@ class Apps:
             raise InvalidConfig("app_name is missing", violations=[Violation("app_name", "is missing")])
         app = self._catalog.get(name)
         if app is None:
-            app = await self._ask(name) if is_app_name(name) else None
+            app = await self._ask(name) if is_app_name(name) and _may_reach(name) else None
         if app is None:
             raise _no_app(name)
-        return app
+        return app if _reaches(app) else await self._hide(name)
+
+    async def _hide(self, name: str) -> Never:
+        """Answer for an app that is not reached what is answered, in the same time, for one that does not exist."""
+        if self._central_sync is not None and _may_reach(name):
+            try:
+                await self._central_sync.LookupApp(sync.LookupAppRequest(name=name))
+            except NotFound:
+                pass
+            except DependencyDown as error:
+                raise _cannot_ask(error, name) from error
+        raise _no_app(name)
 
     async def _ask(self, name: str) -> store.AppRecord | None:
         """Ask the store, together with others who ask for the same."""
@@ -146,15 +199,21 @@ class Apps:
             return None
         except DependencyDown as error:
             # Whoever asks must not take an outage for an answer.
-            raise _centre_is_away(error, f"the region does not know the app {name!r}, and cannot ask for it") from error
+            raise _cannot_ask(error, name) from error
 
     async def create(self, request: api.CreateAppRequest) -> api.App:
         """Create an app; it is in the region's catalog on return.
 
-        Raises InvalidConfig of the field `name`, NotFound for the organization, NameTaken, DependencyDown when it is
-        the centre that creates apps and it is away.
+        Raises InvalidConfig of the field `name`, NotFound for the organization, Forbidden for a token of single apps,
+        NameTaken, DependencyDown when it is the centre that creates apps and it is away.
         """
         name, slug = _name_of(request), request.org_slug or PERSONAL
+        principal = current_principal.get()
+        if principal is not None:
+            if not principal.reaches_organization(slug):
+                raise _no_organization(slug)
+            if principal.apps is not None:
+                raise Forbidden("this token is for single apps: creating one needs a token of the organization")
         if self._central_sync is not None:
             wanted = sync.CreateAppRequest(
                 name=name, organization_slug=slug, network=request.network, app_role=request.app_role_id
@@ -180,24 +239,35 @@ class Apps:
 
     async def get(self, name: str) -> api.App:
         """One app, with its number of machines. Raises NotFound."""
-        if not is_app_name(name):
+        if not is_app_name(name) or not _may_reach(name):
             raise _no_app(name)
         found = await self._find(name)
         if found is None:
             raise _no_app(name)
-        return self._public(found.app, found.machine_count)
+        if not _reaches(found.app):
+            await self._hide(name)
+        return self._public(found.app, found.machine_count, was_deployed=found.was_deployed)
 
     async def list(self, org_slug: str) -> list[api.App]:
-        """The apps of an organization (of all, where it is empty), by name. Raises NotFound for the organization."""
+        """The apps that are reached, of an organization (of all, where it is empty), by name. Raises NotFound for that."""
         if org_slug:
             self._insist_on_organization(org_slug)
+        elif (principal := current_principal.get()) is not None and principal.organization is not None:
+            org_slug = principal.organization
         found = await self._store.ListApps(store.ListAppsRequest(organization_slug=org_slug))
-        return [self._public(each.app, each.machine_count) for each in found.apps]
+        return [
+            self._public(each.app, each.machine_count, was_deployed=each.was_deployed)
+            for each in found.apps
+            if _reaches(each.app)
+        ]
 
     async def delete(self, name: str) -> None:
         """Take an app away; its machines are being destroyed. Raises NotFound."""
         if not is_app_name(name):
             raise _no_app(name)
+        principal = current_principal.get()
+        if principal is not None and principal.organization is not None:
+            await self.resolve(name)
         try:
             if self._central_sync is not None:
                 await self._central_sync.DeleteApp(sync.DeleteAppRequest(name=name))
@@ -209,21 +279,30 @@ class Apps:
             raise _centre_is_away(error, f"the app {name!r} cannot be deleted now") from error
 
     def _insist_on_organization(self, slug: str) -> None:
-        if self._catalog.organization(slug) is None:
-            raise NotFound(f"there is no organization {slug!r} that this token reaches")
+        principal = current_principal.get()
+        reached = principal is None or principal.reaches_organization(slug)
+        if not reached or self._catalog.organization(slug) is None:
+            raise _no_organization(slug)
 
-    def _public(self, app: store.AppRecord, machine_count: int) -> api.App:
+    def _public(self, app: store.AppRecord, machine_count: int, *, was_deployed: bool = False) -> api.App:
         slug = app.organization_slug
         return api.App(
             id=app.id,
             name=app.name,
             internal_numeric_id=app.internal_numeric_id,
             network=app.network,
-            status="deployed" if machine_count else "pending",
+            status=status_of(machine_count, was_deployed=was_deployed),
             machine_count=machine_count,
             organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
             app_role=app.app_role,
         )
+
+
+def status_of(machine_count: int, *, was_deployed: bool) -> str:
+    """The status of an app: pending before its first machine or release, deployed while it has machines."""
+    if machine_count:
+        return "deployed"
+    return "suspended" if was_deployed else "pending"
 
 
 def _name_of(request: api.CreateAppRequest) -> str:
@@ -238,9 +317,28 @@ def _name_of(request: api.CreateAppRequest) -> str:
     return name
 
 
+def _cannot_ask(error: DependencyDown, name: str) -> DependencyDown:
+    return _centre_is_away(error, f"the region does not know the app {name!r}, and cannot ask for it")
+
+
 def _centre_is_away(error: DependencyDown, what: str) -> DependencyDown:
     retry_after = RETRY_AFTER_SECONDS if error.retry_after is None else error.retry_after
     return DependencyDown(f"{what}: {error.message}", metadata=error.metadata, retry_after=retry_after)
+
+
+def _may_reach(name: str) -> bool:
+    """Whether the token of the current call can reach an app of that name, whosever it is."""
+    principal = current_principal.get()
+    return principal is None or principal.may_reach(name)
+
+
+def _reaches(app: store.AppRecord) -> bool:
+    principal = current_principal.get()
+    return principal is None or principal.reaches(app.name, app.organization_slug)
+
+
+def _no_organization(slug: str) -> NotFound:
+    return NotFound(f"there is no organization {slug!r} that this token reaches")
 
 
 def _no_app(name: str) -> NotFound:

@@ -1,14 +1,20 @@
-"""Who calls the public API: the check of the token that every call carries."""
+"""Who calls the public API, and what they may: the check of the token that every call carries.
+
+What a method needs stands in one table, `RIGHTS`, and is checked in one place, the interceptor that `access` makes.
+Which apps a token reaches is checked in another one: `gateway.apps`.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
+from typing import Final
 
 from services.runtime.edges import CENTRAL
-from services.runtime.errors import Unauthenticated
+from services.runtime.errors import Forbidden, Unauthenticated
 from services.runtime.guard import Guard
 from services.runtime.registry import ServerCall, ServerInterceptor
 
@@ -19,43 +25,199 @@ WITHOUT_TOKEN = ("/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerRefl
 """Beginnings of the methods that anybody may call."""
 
 
+class Right(Enum):
+    """What a token may do with the apps that it reaches."""
+
+    READ = "read"
+    """See what there is; not what runs inside of a machine, and not the values of secrets."""
+    CHANGE = "change"
+    """Create, change and destroy machines, volumes and releases."""
+    SET_SECRETS = "set-secrets"
+    """Set and delete secrets."""
+    SHOW_SECRETS = "show-secrets"
+    """See the values of secrets."""
+    EXEC = "exec"
+    """Look into machines, and run commands there."""
+    BREAK_LEASES = "break-leases"
+    """Release a lease that somebody else holds."""
+    MANAGE_APPS = "manage-apps"
+    """Create and delete apps."""
+
+
+EVERYTHING: Final = frozenset(Right)
+
+SCOPES: Final[Mapping[str, frozenset[Right]]] = {
+    "read-only": frozenset({Right.READ}),
+    "deploy": frozenset({Right.READ, Right.CHANGE, Right.SET_SECRETS}),
+    "exec": frozenset({Right.READ, Right.EXEC}),
+    "all": EVERYTHING,
+}
+"""What the scope of a token allows. A token with several, by attenuation, may do what all of them allow."""
+
+RIGHTS: Final[Mapping[str, Right]] = {
+    "/skerry.machines.v1.Machines/CreateApp": Right.MANAGE_APPS,
+    "/skerry.machines.v1.Machines/ListApps": Right.READ,
+    "/skerry.machines.v1.Machines/GetApp": Right.READ,
+    "/skerry.machines.v1.Machines/DeleteApp": Right.MANAGE_APPS,
+    "/skerry.machines.v1.Machines/CreateMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/ListMachines": Right.READ,
+    "/skerry.machines.v1.Machines/WatchMachines": Right.READ,
+    "/skerry.machines.v1.Machines/GetMachine": Right.READ,
+    "/skerry.machines.v1.Machines/UpdateMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/DeleteMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/StartMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/StopMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/RestartMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/WaitMachine": Right.READ,
+    "/skerry.machines.v1.Machines/ListMachineEvents": Right.READ,
+    "/skerry.machines.v1.Machines/ExecMachine": Right.EXEC,
+    "/skerry.machines.v1.Machines/ListProcesses": Right.EXEC,
+    "/skerry.machines.v1.Machines/SignalMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/SuspendMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/CordonMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/UncordonMachine": Right.CHANGE,
+    "/skerry.machines.v1.Machines/GetMachineLease": Right.READ,
+    "/skerry.machines.v1.Machines/AcquireMachineLease": Right.CHANGE,
+    "/skerry.machines.v1.Machines/ReleaseMachineLease": Right.CHANGE,
+    "/skerry.machines.v1.Machines/GetMachineMetadata": Right.READ,
+    "/skerry.machines.v1.Machines/GetMachineMetadataEntry": Right.READ,
+    "/skerry.machines.v1.Machines/SetMachineMetadata": Right.CHANGE,
+    "/skerry.machines.v1.Machines/DeleteMachineMetadata": Right.CHANGE,
+    "/skerry.machines.v1.Machines/ListMachineVersions": Right.READ,
+    "/skerry.machines.v1.Volumes/ListVolumes": Right.READ,
+    "/skerry.machines.v1.Volumes/CreateVolume": Right.CHANGE,
+    "/skerry.machines.v1.Volumes/GetVolume": Right.READ,
+    "/skerry.machines.v1.Volumes/UpdateVolume": Right.CHANGE,
+    "/skerry.machines.v1.Volumes/DeleteVolume": Right.CHANGE,
+    "/skerry.machines.v1.Volumes/ExtendVolume": Right.CHANGE,
+    "/skerry.machines.v1.Volumes/ListSnapshots": Right.READ,
+    "/skerry.machines.v1.Volumes/CreateSnapshot": Right.CHANGE,
+    "/skerry.machines.v1.Secrets/ListSecrets": Right.READ,
+    "/skerry.machines.v1.Secrets/UpdateSecrets": Right.SET_SECRETS,
+    "/skerry.machines.v1.Secrets/GetSecret": Right.READ,
+    "/skerry.machines.v1.Secrets/SetSecret": Right.SET_SECRETS,
+    "/skerry.machines.v1.Secrets/DeleteSecret": Right.SET_SECRETS,
+    "/skerry.machines.v1.Platform/ListRegions": Right.READ,
+    "/skerry.machines.v1.Platform/SimulatePlacements": Right.READ,
+    "/skerry.machines.v1.Platform/ListIPAssignments": Right.READ,
+    "/skerry.machines.v1.Releases/CreateRelease": Right.CHANGE,
+    "/skerry.machines.v1.Releases/UpdateRelease": Right.CHANGE,
+    "/skerry.machines.v1.Releases/ListReleases": Right.READ,
+    "/skerry.machines.v1.Releases/GetCurrentRelease": Right.READ,
+    "/skerry.machines.v1.Organizations/GetOrganization": Right.READ,
+    "/skerry.machines.v1.GraphQL/Execute": Right.READ,
+}
+"""The right that a method needs. Where a field of the request asks for more, the method calls `insist_on`."""
+
+_CREATE_APP: Final = "/skerry.machines.v1.Machines/CreateApp"
+"""The method whose request names an app that need not exist."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling. `name` is for logs and events: it is no secret."""
+    """Who is calling, and what they reach. `name` is for logs and events: it is no secret."""
 
     name: str
+    organization: str | None = None
+    """Short name of the organization whose apps are reached; None for all."""
+    apps: frozenset[str] | None = None
+    """Names of the apps that are reached, of that organization; None for all of it."""
+    rights: frozenset[Right] = EVERYTHING
+    """What may be done with them."""
+
+    def may(self, right: Right) -> bool:
+        """Whether the action is allowed on what is reached."""
+        return right in self.rights
+
+    def reaches_organization(self, slug: str) -> bool:
+        """Whether anything of the organization is reached."""
+        return self.organization is None or self.organization == slug
+
+    def reaches(self, app_name: str, organization_slug: str) -> bool:
+        """Whether an app of an organization is reached."""
+        return self.reaches_organization(organization_slug) and self.may_reach(app_name)
+
+    def may_reach(self, app_name: str) -> bool:
+        """Whether an app of that name is reached if the organization is right."""
+        return self.apps is None or app_name in self.apps
 
 
 current_principal: ContextVar[Principal | None] = ContextVar("current_principal", default=None)
 """Who calls what the current task serves; None outside of a call, and in one that needs no token."""
 
 
-def static_tokens(tokens: Sequence[str], central_token: str | None = None) -> ServerInterceptor:
-    """An interceptor for the registry of the public API: it lets calls through that carry one of `tokens`.
+def insist_on(right: Right) -> None:
+    """Refuse the call that is being served unless its token has `right`, on an app that it reaches.
 
-    It sets `current_principal`. A call with `central_token` is the centre's, whatever else it says of itself: the
-    dependency guard, which comes next, refuses it. Raises ValueError for an empty token, which everybody would have.
+    For what the table of methods cannot tell, since a field of the request asks for it. Raises Forbidden.
     """
-    if not all(tokens) or central_token == "":
-        raise ValueError("a token must not be empty")
-    known = tuple(token.encode() for token in tokens)
-    centre = central_token.encode() if central_token is not None else None
-    developer = Principal("developer")
+    principal = current_principal.get()
+    if principal is not None and not principal.may(right):
+        raise forbidden(right)
 
-    async def authenticate(call: ServerCall) -> None:
+
+def forbidden(right: Right) -> Forbidden:
+    """What a token is told that reaches the app, and lacks the right."""
+    return Forbidden(
+        f"this token may not do that: it lacks the right {right.value!r}; use one with a wider scope",
+        metadata={"right": right.value},
+    )
+
+
+class Tokens:
+    """The tokens that the public door knows. `authenticate` is asked about each that is offered."""
+
+    def __init__(self, static: Sequence[str], central_token: str | None = None) -> None:
+        """`static` ones may do everything. Raises ValueError for an empty token, which everybody would have."""
+        if not all(static) or central_token == "":
+            raise ValueError("a token must not be empty")
+        self._static = tuple(token.encode() for token in static)
+        self._centre = central_token.encode() if central_token is not None else None
+        self._developer = Principal("developer")
+        self.central = Principal(CENTRAL)
+        """The centre: what its token authenticates."""
+
+    def authenticate(self, token: str) -> Principal:
+        """Whose token it is. Raises Unauthenticated."""
+        offered = token.encode()
+        if self._centre is not None and hmac.compare_digest(offered, self._centre):
+            return self.central
+        # All are compared, so that the time it takes tells nothing.
+        if sum(hmac.compare_digest(offered, known) for known in self._static) == 0:
+            raise Unauthenticated("the token is not known here: send `authorization: Bearer TOKEN` with a valid one")
+        return self._developer
+
+
+InsistOnReach = Callable[[str], Awaitable[None]]
+"""Raises what somebody is told who does not reach the app of a name, for the current principal."""
+
+
+def access(tokens: Tokens, insist_on_reach: InsistOnReach | None = None) -> ServerInterceptor:
+    """An interceptor for the registry of the public API: it lets calls through whose token has the right to make them.
+
+    It sets `current_principal`. A call with the centre's token is the centre's, whatever else it says of itself: the
+    dependency guard, which comes next, refuses it. What a token may not do is forbidden where it reaches the app that
+    the request names; for others there is no such app, and `insist_on_reach` says so.
+    """
+
+    async def judge(call: ServerCall) -> None:
         if call.method.startswith(WITHOUT_TOKEN):
             return
-        offered = token_of(call.metadata.get("authorization", "")).encode()
-        if centre is not None and hmac.compare_digest(offered, centre):
+        principal = tokens.authenticate(token_of(call.metadata.get("authorization", "")))
+        current_principal.set(principal)
+        if principal is tokens.central:
             call.caller = CENTRAL
-            current_principal.set(Principal(CENTRAL))
+        right = RIGHTS.get(call.method)
+        if right is None:
+            raise Forbidden(f"nobody may call {call.method}: it has no line in the table of rights")
+        if right in principal.rights:
             return
-        # All are compared, so that the time it takes tells nothing.
-        if sum(hmac.compare_digest(offered, token) for token in known) == 0:
-            raise Unauthenticated("the token is not known here: send `authorization: Bearer TOKEN` with a valid one")
-        current_principal.set(developer)
+        app_name = getattr(call.request, "app_name", "")
+        if app_name and insist_on_reach is not None and call.method != _CREATE_APP:
+            await insist_on_reach(app_name)
+        raise forbidden(right)
 
-    return authenticate
+    return judge
 
 
 Admission = Callable[[str, str], None]

@@ -10,16 +10,20 @@ from typing import Any, TypeVar, cast
 import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
 from skerry.machines.v1 import machines_pb2 as api
-from skerry.machines.v1 import machines_pb2_grpc
+from skerry.machines.v1 import machines_pb2_grpc, organizations_pb2_grpc, platform_pb2_grpc, releases_pb2_grpc
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
+from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreStub
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
-from gateway import inside, lifecycle, machines
+from gateway import inside, leases, lifecycle, machines, metadata
 from gateway.apps import Apps, Catalog
-from gateway.auth import static_tokens
+from gateway.auth import Tokens, access
 from gateway.fleet import Fleet
+from gateway.platform_service import OrganizationsService, PlatformService
+from gateway.release_service import ReleasesService
+from gateway.releases import Releases
 from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
 from gateway.waits import Waits
@@ -41,6 +45,7 @@ _FOLLOWED = store.WatchFilter(
         store.RECORD_KIND_MACHINE,
         store.RECORD_KIND_APP,
         store.RECORD_KIND_ORGANIZATION,
+        store.RECORD_KIND_IMAGE_ALIAS,
         store.RECORD_KIND_WORKER,
     ],
     view=store.MACHINE_VIEW_BASIC,
@@ -79,7 +84,7 @@ class GatewayService:
         self._ready = False
         self._routing = Routing(cell=cell, regions=regions, connect=connect)
         centre = CentralSyncStub(central_sync) if central_sync is not None else None
-        apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random, central_sync=centre)
+        self._apps = apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random, central_sync=centre)
         around = machines.Surroundings(
             cell=cell,
             region=self._routing.region,
@@ -95,6 +100,11 @@ class GatewayService:
         )
         self._fleet = Fleet()
         self._workers = inside.WorkerChannels(self._fleet, connect_worker or _no_way_to_workers)
+        releases = Releases(
+            ReleaseStoreStub(store), apps, self._catalog, self._routing, around.retries, clock=clock, random=random
+        )
+        self._releases = ReleasesService(releases)
+        self._platform = PlatformService(around, self._catalog)
         self._servicer = _Servicer(around, self._waits, self._workers)
 
     @property
@@ -107,9 +117,16 @@ class GatewayService:
         """How many callers wait for a machine."""
         return len(self._waits)
 
+    async def insist_on_reach(self, app_name: str) -> None:
+        """Raises NotFound unless the token of the current call reaches the app; what `Apps.resolve` raises."""
+        await self._apps.resolve(app_name)
+
     def register(self, registry: Registry) -> None:
         """Add the public Machines service to `registry`, which must check tokens (see `public_interceptors`)."""
         machines_pb2_grpc.add_MachinesServicer_to_server(self._servicer, registry)
+        releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
+        platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
+        organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Keep the views up with the log until cancelled. Calls `ready` once they have caught up."""
@@ -133,12 +150,16 @@ class GatewayService:
             await self._workers.close()
 
 
-def public_interceptors(tokens: Sequence[str], central_token: str | None = None) -> tuple[ServerInterceptor, ...]:
+def public_interceptors(
+    tokens: Sequence[str], central_token: str | None = None, *, gateway: GatewayService | None = None
+) -> tuple[ServerInterceptor, ...]:
     """The interceptors that the registry of the public door needs; `tokens` may do everything.
 
-    `central_token` is what the centre calls with, so that the dependency guard can refuse it.
+    `central_token` is what the centre calls with, so that the dependency guard can refuse it. `gateway` is the one
+    behind the door: it knows what apps there are.
     """
-    return (static_tokens(tokens, central_token),)
+    insist_on_reach = gateway.insist_on_reach if gateway is not None else None
+    return (access(Tokens(tokens, central_token), insist_on_reach),)
 
 
 class _Views:
@@ -158,6 +179,8 @@ class _Views:
                 self._catalog.apply(change.app)
             elif record == "organization":
                 self._catalog.apply_organization(change.organization)
+            elif record == "image_alias":
+                self._catalog.apply_image(change.image_alias)
             elif record == "worker":
                 self._fleet.apply(change.worker)
 
@@ -269,6 +292,83 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
     async def SignalMachine(self, request: api.SignalMachineRequest, context: object) -> api.SignalMachineResponse:
         await inside.signal_machine(self._around, self._workers, request)
         return api.SignalMachineResponse(ok=True)
+
+    @_where_the_machine_is()
+    async def SuspendMachine(self, request: api.SuspendMachineRequest, context: object) -> api.SuspendMachineResponse:
+        await lifecycle.suspend_machine(self._around, request)
+        return api.SuspendMachineResponse(ok=True)
+
+    @_where_the_machine_is()
+    async def CordonMachine(self, request: api.CordonMachineRequest, context: object) -> api.CordonMachineResponse:
+        await lifecycle.cordon_machine(self._around, request)
+        return api.CordonMachineResponse(ok=True)
+
+    @_where_the_machine_is()
+    async def UncordonMachine(
+        self, request: api.UncordonMachineRequest, context: object
+    ) -> api.UncordonMachineResponse:
+        await lifecycle.uncordon_machine(self._around, request)
+        return api.UncordonMachineResponse(ok=True)
+
+    @_where_the_machine_is()
+    async def ListMachineVersions(
+        self, request: api.ListMachineVersionsRequest, context: object
+    ) -> api.ListMachineVersionsResponse:
+        return api.ListMachineVersionsResponse(versions=await lifecycle.list_versions(self._around, request))
+
+    @_where_the_machine_is()
+    async def GetMachineLease(
+        self, request: api.GetMachineLeaseRequest, context: object
+    ) -> api.GetMachineLeaseResponse:
+        app = await lifecycle.app_of(self._around, request)
+        return api.GetMachineLeaseResponse(lease=await leases.get(self._around, app, request.machine_id))
+
+    @_where_the_machine_is()
+    async def AcquireMachineLease(
+        self, request: api.AcquireMachineLeaseRequest, context: object
+    ) -> api.AcquireMachineLeaseResponse:
+        app = await lifecycle.app_of(self._around, request)
+        return api.AcquireMachineLeaseResponse(lease=await leases.acquire(self._around, app, request))
+
+    @_where_the_machine_is()
+    async def ReleaseMachineLease(
+        self, request: api.ReleaseMachineLeaseRequest, context: object
+    ) -> api.ReleaseMachineLeaseResponse:
+        app = await lifecycle.app_of(self._around, request)
+        return api.ReleaseMachineLeaseResponse(lease=await leases.release(self._around, app, request))
+
+    @_where_the_machine_is()
+    async def GetMachineMetadata(
+        self, request: api.GetMachineMetadataRequest, context: object
+    ) -> api.GetMachineMetadataResponse:
+        app = await lifecycle.app_of(self._around, request)
+        entries = await metadata.get_all(self._around, app, request.machine_id)
+        return api.GetMachineMetadataResponse(metadata=entries)
+
+    @_where_the_machine_is()
+    async def GetMachineMetadataEntry(
+        self, request: api.GetMachineMetadataEntryRequest, context: object
+    ) -> api.GetMachineMetadataEntryResponse:
+        app = await lifecycle.app_of(self._around, request)
+        entry = await metadata.get_one(self._around, app, request.machine_id, request.key)
+        return api.GetMachineMetadataEntryResponse(metadata=entry)
+
+    @_where_the_machine_is()
+    async def SetMachineMetadata(
+        self, request: api.SetMachineMetadataRequest, context: object
+    ) -> api.SetMachineMetadataResponse:
+        app = await lifecycle.app_of(self._around, request)
+        entries = {request.key: request.value}
+        await metadata.change(self._around, app, request.machine_id, entries=entries)
+        return api.SetMachineMetadataResponse()
+
+    @_where_the_machine_is()
+    async def DeleteMachineMetadata(
+        self, request: api.DeleteMachineMetadataRequest, context: object
+    ) -> api.DeleteMachineMetadataResponse:
+        app = await lifecycle.app_of(self._around, request)
+        await metadata.change(self._around, app, request.machine_id, delete=[request.key])
+        return api.DeleteMachineMetadataResponse()
 
 
 def _no_way_to_workers(address: str) -> grpc.aio.Channel:

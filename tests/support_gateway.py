@@ -262,7 +262,6 @@ async def region(
     store_channel = local(machine_stores, caller=f"{place}/cli", callee="machine-store", secret="of-the-set")
     if central_sync is not None:
         add_CentralSyncServicer_to_server(central_sync(MachineStoreStub(store_channel)), registries["central-sync"])
-    public = Registry(service="gateway", place=place, interceptors=public_interceptors([TOKEN], CENTRAL_TOKEN))
     registries["worker"] = Registry(service="worker", secret="of-the-set", place=place)
 
     def to_workers(address: str, caller: str = "gateway") -> grpc.aio.Channel:
@@ -280,6 +279,8 @@ async def region(
         connect=connect_elsewhere,
         connect_worker=to_workers,
     )
+    interceptors = public_interceptors([TOKEN], CENTRAL_TOKEN, gateway=gateway)
+    public = Registry(service="gateway", place=place, interceptors=interceptors)
     gateway.register(public)
     door = RestDoor(
         local(public, caller=f"{place}/rest", callee="gateway", secret=None),

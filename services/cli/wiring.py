@@ -221,15 +221,15 @@ class Composition:
             regions=RegionMap.load(settings.region_map),
             clock=self._clock,
             random=self._random,
-        )
             connect_worker=self._to_worker,
+        )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
         central = settings.central_gateway_token.get_secret_value() if settings.central_gateway_token else None
         public = Registry(
             service=GATEWAY,
             place=self._place,
             guard=self._guard,
-            interceptors=public_interceptors(tokens, central),
+            interceptors=public_interceptors(tokens, central, gateway=gateway),
         )
         gateway.register(public)
         self._components.append(gateway)
@@ -265,13 +265,13 @@ class Composition:
             raise InvalidConfig(f"{caller} needs the address of a {callee}: peers.{callee}")
         return connect(addresses, caller=name, callee=callee, secret=self._secret, regional=regional)
 
-
     def _to_worker(self, address: str, caller: str = GATEWAY) -> grpc.aio.Channel:
         """How `caller`, which lives in this process, reaches the workers that listen at `address`."""
         name = f"{self._place}/{caller}"
         if WORKER in self._internal and address == self._settings.addresses.internal:
             return local(self._internal[WORKER], caller=name, callee=WORKER, secret=self._secret)
         return connect([address], caller=name, callee=WORKER, secret=self._secret)
+
 
 _BUILDERS: Mapping[str, Callable[[Composition], None]] = {
     MACHINE_STORE: Composition._add_store,

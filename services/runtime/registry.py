@@ -38,13 +38,14 @@ class ServerCall:
     """A call that is being served. `method` is its path; `metadata` what the caller sent, keys in lower case.
 
     `caller` is "place/service", checked by the set's secret. Where a registry has none, it is empty, until an
-    interceptor that knows the caller sets it.
+    interceptor that knows the caller sets it. `request` is the message; an iterator of them where the client streams.
     """
 
     method: str
     metadata: Mapping[str, Any] = field(repr=False)
     context: grpc.aio.ServicerContext[Any, Any]
     caller: str = ""
+    request: Any = field(default=None, repr=False)
 
 
 ServerInterceptor = Callable[[ServerCall], Awaitable[None]]
@@ -175,7 +176,7 @@ class _Chain:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         span = self._tracer.serve(self._path[1:], metadata, self._attributes)
         telemetry.serving.set(self._registry.service)
-        call = ServerCall(self._path, metadata, context)
+        call = ServerCall(self._path, metadata, context, request=request)
         _current.set(call)
         code = grpc.StatusCode.OK
         counts: Counts | None = None
