@@ -59,10 +59,16 @@ class Catalog:
         self._organizations.clear()
         self._images.clear()
         self._names.clear()
+        self._images.clear()
+        self._names.clear()
 
     def get(self, name: str) -> store.AppRecord | None:
         """The app of that name, if this view has it."""
         return self._apps.get(name)
+
+    def app_of_id(self, app_id: str) -> store.AppRecord | None:
+        """The app of that id, if this view has it."""
+        return self._apps.get(self._names.get(app_id, ""))
 
     def app_of_id(self, app_id: str) -> store.AppRecord | None:
         """The app of that id, if this view has it."""
@@ -296,6 +302,13 @@ class Apps:
             organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
             app_role=app.app_role,
         )
+
+
+def status_of(machine_count: int, *, was_deployed: bool) -> str:
+    """The status of an app: pending before its first machine or release, deployed while it has machines."""
+    if machine_count:
+        return "deployed"
+    return "suspended" if was_deployed else "pending"
 
 
 def status_of(machine_count: int, *, was_deployed: bool) -> str:

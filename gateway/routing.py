@@ -121,6 +121,11 @@ class Routing:
         self._here = f"{regions.place_of(cell)}/{GATEWAY}"
         self._peers: dict[str, Peer] = {}
 
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether the call that is being served came through a gateway of another cell: it goes no further."""
+        return bool(_gateways_before(self._here))
+
     def is_known(self, region: str) -> bool:
         """Whether the region map has the region of that code."""
         return any(each.code == region for each in self._regions.regions)

@@ -47,7 +47,7 @@ LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0, "ExecMachine": 65
 DISCONNECT_AFTER_SECONDS = 0.05
 """A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""
 
-LISTS = frozenset({"ListMachines"})
+LISTS = frozenset({"ListMachines", "SimulatePlacements"})
 """Methods whose answers may lack regions."""
 
 HEALTH_PATH = "/healthz"

@@ -156,12 +156,13 @@ def _encode_unix_seconds(moment: Timestamp) -> int:
     return moment.seconds
 
 
-def _encode_value(value: Value) -> Any:
+def encode_value(value: Value) -> Any:
+    """What a free JSON value stands for; numbers that are whole become integers."""
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return {key: _encode_value(item) for key, item in value.struct_value.fields.items()}
+        return {key: encode_value(item) for key, item in value.struct_value.fields.items()}
     if kind == "list_value":
-        return [_encode_value(item) for item in value.list_value.values]
+        return [encode_value(item) for item in value.list_value.values]
     if kind == "number_value":
         number = value.number_value
         return int(number) if number.is_integer() and abs(number) < 1 << 53 else number
@@ -175,5 +176,5 @@ _RULED_ENCODERS: Mapping[int, Encode] = {
 }
 _WELL_KNOWN_ENCODERS: Mapping[str, Encode] = {
     Timestamp.DESCRIPTOR.full_name: _encode_timestamp,
-    Value.DESCRIPTOR.full_name: _encode_value,
+    Value.DESCRIPTOR.full_name: encode_value,
 }

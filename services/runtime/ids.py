@@ -34,6 +34,11 @@ def new_machine_id(cell: str, random: Random) -> MachineId:
     return MachineId(f"{cell}{random.getrandbits(4 * digits):0{digits}x}")
 
 
+def new_release_id(cell: str, now: float, random: Random) -> str:
+    """A new release id: `cell`, and a ULID of the moment `now` (unix seconds) in lower case."""
+    return f"{cell}{new_ulid(now, random).lower()}"
+
+
 def cell_of(identifier: str) -> str | None:
     """The cell an id (`vol_…`, `vs_…`, or a bare machine id) begins with; None if it names none."""
     cell = identifier.rpartition("_")[2][:_CELL_DIGITS]

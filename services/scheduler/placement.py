@@ -51,6 +51,14 @@ class Rejection:
     most_free: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many equal machines find room, and how many workers can take one at least."""
+
+    machines: int
+    workers: int
+
+
 def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 3) -> list[Candidate]:
     """Rank workers for `need`, best first, at most `limit`; empty if none is feasible (see `explain`).
 
@@ -105,6 +113,18 @@ def explain(fleet: Fleet, need: Need) -> list[Rejection]:
         left &= ~short
         rejections.append(Rejection(reason, int(short.sum()), int(free[short].max(initial=0))))
     return [rejection for rejection in rejections if rejection.workers]
+
+
+def count_room(fleet: Fleet, need: Need, *, most: int) -> Room:
+    """How many machines with `need` find room, each on its own: what no machine has reserved counts as free."""
+    rows = _feasible(fleet, fleet.free, need, slice(0, len(fleet)))
+    if not len(rows):
+        return Room(0, 0)
+    fits = np.full(len(rows), most, np.int64)
+    for column, amount in need.columns:
+        fits = np.minimum(fits, fleet.free[column].take(rows) // amount)
+    # Each is at most `most`, so that the sum stays within 64 bits.
+    return Room(min(most, int(fits.sum())), len(rows))
 
 
 def _sample(size: int, random: np.random.Generator) -> slice:

@@ -23,7 +23,7 @@ from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
 from services.scheduler.fleet import Need
 from services.scheduler.leader import Leader
-from services.scheduler.placement import explain, rank
+from services.scheduler.placement import count_room, explain, rank
 from services.scheduler.reconcile import ReconcileSettings
 from services.scheduler.view import FILTER, View
 
@@ -120,12 +120,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServicer):
         context: Any,
     ) -> scheduler_pb2.PlaceResponse:
         """Rank workers for a machine. Raises DependencyDown until the view has caught up."""
-        if not self._caught_up:
-            raise DependencyDown(
-                "the scheduler's fleet view has not caught up with the store yet; try again in a moment",
-                metadata={"dependency": "fleet view"},
-                retry_after=1.0,
-            )
+        self._check_caught_up()
         fleet, now = self._view.fleet, self._clock.monotonic()
         need = Need(
             app_id=AppId(request.app_id),
@@ -150,6 +145,29 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServicer):
                 )
         _placements.labels(self._cell, "placed" if candidates else "no_capacity").inc()
         return response
+
+    async def CountRoom(
+        self,
+        request: scheduler_pb2.CountRoomRequest,
+        context: Any,
+    ) -> scheduler_pb2.CountRoomResponse:
+        """Say how many equal machines would find room. Raises DependencyDown until the view has caught up."""
+        self._check_caught_up()
+        need = Need(
+            app_id=AppId(""),
+            amounts=tuple(to_vector(request.need)),
+            host_dedication_id=request.host_dedication_id,
+        )
+        room = count_room(self._view.fleet, need, most=request.most)
+        return scheduler_pb2.CountRoomResponse(machines=room.machines, workers=room.workers)
+
+    def _check_caught_up(self) -> None:
+        if not self._caught_up:
+            raise DependencyDown(
+                "the scheduler's fleet view has not caught up with the store yet; try again in a moment",
+                metadata={"dependency": "fleet view"},
+                retry_after=1.0,
+            )
 
     async def _tell_of_staleness(self) -> None:
         stale = False
