@@ -59,16 +59,10 @@ class Catalog:
         self._organizations.clear()
         self._images.clear()
         self._names.clear()
-        self._images.clear()
-        self._names.clear()
 
     def get(self, name: str) -> store.AppRecord | None:
         """The app of that name, if this view has it."""
         return self._apps.get(name)
-
-    def app_of_id(self, app_id: str) -> store.AppRecord | None:
-        """The app of that id, if this view has it."""
-        return self._apps.get(self._names.get(app_id, ""))
 
     def app_of_id(self, app_id: str) -> store.AppRecord | None:
         """The app of that id, if this view has it."""
@@ -255,7 +249,7 @@ class Apps:
         return self._public(found.app, found.machine_count, was_deployed=found.was_deployed)
 
     async def list(self, org_slug: str) -> list[api.App]:
-        """The apps that are reached, of an organization (of all, where it is empty), by name. Raises NotFound for that."""
+        """The apps that are reached of an organization (all, where it is empty), by name. Raises NotFound for it."""
         if org_slug:
             self._insist_on_organization(org_slug)
         elif (principal := current_principal.get()) is not None and principal.organization is not None:
@@ -302,13 +296,6 @@ class Apps:
             organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
             app_role=app.app_role,
         )
-
-
-def status_of(machine_count: int, *, was_deployed: bool) -> str:
-    """The status of an app: pending before its first machine or release, deployed while it has machines."""
-    if machine_count:
-        return "deployed"
-    return "suspended" if was_deployed else "pending"
 
 
 def status_of(machine_count: int, *, was_deployed: bool) -> str:
