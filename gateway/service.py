@@ -24,9 +24,6 @@ from gateway.fleet import Fleet
 from gateway.platform_service import OrganizationsService, PlatformService
 from gateway.release_service import ReleasesService
 from gateway.releases import Releases
-from gateway.platform_service import OrganizationsService, PlatformService
-from gateway.release_service import ReleasesService
-from gateway.releases import Releases
 from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
 from gateway.waits import Waits
@@ -48,7 +45,6 @@ _FOLLOWED = store.WatchFilter(
         store.RECORD_KIND_MACHINE,
         store.RECORD_KIND_APP,
         store.RECORD_KIND_ORGANIZATION,
-        store.RECORD_KIND_IMAGE_ALIAS,
         store.RECORD_KIND_IMAGE_ALIAS,
         store.RECORD_KIND_WORKER,
     ],
@@ -109,11 +105,6 @@ class GatewayService:
         )
         self._releases = ReleasesService(releases)
         self._platform = PlatformService(around, self._catalog)
-        releases = Releases(
-            ReleaseStoreStub(store), apps, self._catalog, self._routing, around.retries, clock=clock, random=random
-        )
-        self._releases = ReleasesService(releases)
-        self._platform = PlatformService(around, self._catalog)
         self._servicer = _Servicer(around, self._waits, self._workers)
 
     @property
@@ -133,9 +124,6 @@ class GatewayService:
     def register(self, registry: Registry) -> None:
         """Add the public Machines service to `registry`, which must check tokens (see `public_interceptors`)."""
         machines_pb2_grpc.add_MachinesServicer_to_server(self._servicer, registry)
-        releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
-        platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
-        organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
         releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
         platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
         organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
@@ -191,8 +179,6 @@ class _Views:
                 self._catalog.apply(change.app)
             elif record == "organization":
                 self._catalog.apply_organization(change.organization)
-            elif record == "image_alias":
-                self._catalog.apply_image(change.image_alias)
             elif record == "image_alias":
                 self._catalog.apply_image(change.image_alias)
             elif record == "worker":
