@@ -10,6 +10,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
 from skerry.types.v1.machine_pb2 import MachineEvent
 
+from gateway.leases import shown_nonce
 from gateway.machines import SOURCE, Surroundings, no_machine, region_violation
 from gateway.names import is_machine_id
 from gateway.public import public_machine
@@ -23,6 +24,8 @@ EVENTS_SHOWN = 20
 EVENTS_DEFAULT = 50
 EVENTS_MOST = 1000
 STOP_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGTERM")
+VERSIONS_DEFAULT = 50
+VERSIONS_MOST = 1000
 
 
 async def get_machine(around: Surroundings, request: api.GetMachineRequest) -> api.Machine:
@@ -88,6 +91,20 @@ async def stop_machine(around: Surroundings, request: api.StopMachineRequest) ->
 
 async def restart_machine(around: Surroundings, request: api.RestartMachineRequest) -> None:
     """Stop a machine and start it again. Raises NotFound, WrongState, InvalidConfig of `signal` and `timeout`."""
+async def list_versions(around: Surroundings, request: api.ListMachineVersionsRequest) -> Sequence[api.MachineVersion]:
+    """The versions of a machine, newest first. Raises NotFound, InvalidConfig of the field `limit`."""
+    if request.limit < 0:
+        raise _invalid([Violation("limit", f"must be 0..{VERSIONS_MOST}")])
+    app = await app_of(around, request)
+    limit = min(request.limit or VERSIONS_DEFAULT, VERSIONS_MOST)
+    wanted = store.ListMachineVersionsRequest(machine_id=request.machine_id, app_id=app.id, limit=limit)
+    try:
+        found = await around.retries(lambda: around.store.ListMachineVersions(wanted))
+    except NotFound:
+        raise no_machine(request.machine_id, request.app_name) from None
+    return [api.MachineVersion(version=each.instance_id, user_config=each.config) for each in found.versions]
+
+
     stop = _stop(request.signal, request.timeout)
     if request.force_stop:
         stop = store.StopOverride(signal="SIGKILL", timeout=Duration())
@@ -110,6 +127,21 @@ async def wait_for_machine(around: Surroundings, waits: Waits, request: api.Wait
     seconds = timeout_of(request.timeout)
     app = await around.apps.resolve(request.app_name)
     _check_id(request.machine_id, request.app_name)
+async def suspend_machine(around: Surroundings, request: api.SuspendMachineRequest) -> None:
+    """Freeze a machine that runs. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_SUSPEND)
+
+
+async def cordon_machine(around: Surroundings, request: api.CordonMachineRequest) -> None:
+    """Leave a machine out of routing. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_CORDON)
+
+
+async def uncordon_machine(around: Surroundings, request: api.UncordonMachineRequest) -> None:
+    """Let a machine rejoin routing. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_UNCORDON)
+
+
     events = EVENTS_DEFAULT if goal.after else 0
 
     async def read() -> Seen:
@@ -135,11 +167,23 @@ async def _apply(
     *,
     stop: store.StopOverride | None = None,
     force: bool = False,
-) -> store.ApplyVerbResponse:
+async def app_of(around: Surroundings, request: Any) -> store.AppRecord:
+    """The app of a request that names a machine. Raises NotFound, also for what cannot be the id of one."""
     app = await around.apps.resolve(request.app_name)
     _check_id(request.machine_id, request.app_name)
+    return app
+
+
+) -> store.ApplyVerbResponse:
+    app = await app_of(around, request)
     write = store.ApplyVerbRequest(
-        machine_id=request.machine_id, app_id=app.id, verb=verb, stop=stop, force=force, source=SOURCE
+        machine_id=request.machine_id,
+        app_id=app.id,
+        verb=verb,
+        stop=stop,
+        force=force,
+        source=SOURCE,
+        lease_nonce=shown_nonce(),
     )
     try:
         return await around.store.ApplyVerb(write)

@@ -21,6 +21,7 @@ from skerry.types.v1.resources_pb2 import Resources
 
 from gateway.apps import Apps
 from gateway.capacity import no_capacity
+from gateway.leases import new_lease, shown_nonce, ttl_violation
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
 from gateway.retrying import Retries
@@ -124,6 +125,8 @@ async def check_creation(creation: Creation) -> None:
     """Note what is wrong with the request beside its configuration; the converter adds the rest."""
     _check_name(creation)
     _check_region(creation)
+    if (violation := ttl_violation("lease_ttl", creation.request.lease_ttl)) is not None:
+        creation.violations.append(violation)
     if len(creation.key) > LONGEST_KEY:
         creation.violations.append(Violation("idempotency-key", f"must not be longer than {LONGEST_KEY} characters"))
 
@@ -152,7 +155,13 @@ async def look_key_up(creation: Creation) -> None:
     )
     found = await around.retries(lambda: around.store.LookupIdempotencyKey(request))
     if found.HasField("machine"):
-        creation.answer = public_machine(found.machine, creation.app, cell=around.cell, events=found.events)
+        creation.answer = public_machine(
+            found.machine,
+            creation.app,
+            cell=around.cell,
+            events=found.events,
+            nonce=found.machine.lease.nonce if creation.request.lease_ttl else "",
+        )
 
 
 async def read_machine(update: Update) -> None:
@@ -247,6 +256,8 @@ async def commit_creation(creation: Creation) -> None:
     while True:
         try:
             written = await around.retries(lambda: around.store.CreateMachine(write))
+    if request.lease_ttl:
+        write.lease.CopyFrom(new_lease(around.random, request.lease_ttl))
             break
         except NameTaken:
             if request.name or names_tried == MOST_NAMES_TRIED:
@@ -272,6 +283,7 @@ async def commit_creation(creation: Creation) -> None:
 
 
 async def commit_update(update: Update) -> None:
+        nonce=machine.lease.nonce,
     """Write the new version and move its reservation. Raises what the store refuses it for."""
     around, request = update.around, update.request
     write = store.UpdateMachineRequest(
@@ -292,6 +304,7 @@ async def commit_update(update: Update) -> None:
     while True:
         try:
             # Not repeated when its answer is lost: a second one would be a second version.
+        lease_nonce=shown_nonce(),
             written = await around.store.UpdateMachine(write)
             break
         except NoCapacity as full:

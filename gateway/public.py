@@ -21,8 +21,12 @@ def public_machine(
     config: MachineConfig | None = None,
     image: ImageSpec | None = None,
     events: Sequence[MachineEvent] = (),
+    nonce: str = "",
 ) -> api.Machine:
-    """The machine of a record. `config` and `image` are those of its version, where the record does not hold them."""
+    """The machine of a record. `config` and `image` are those of its version, where the record does not hold them.
+
+    `nonce` is that of the lease that was taken with its creation.
+    """
     if config is None and machine.HasField("config"):
         config = machine.config
     if image is None:
@@ -45,6 +49,8 @@ def public_machine(
         checks=machine.checks,
         host_status=machine.host_status,
         cordoned=machine.cordoned,
+        nonce=nonce,
+        reason=machine.reason,
     )
 
 
