@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -28,8 +28,10 @@ from skerry.store.v1.store_pb2 import (
     Left,
     MachineRecord,
     Observation,
+    NotSuspended,
     Started,
     WatchFilter,
+    Suspended,
     WatchResponse,
 )
 from skerry.types.v1.machine_pb2 import (
@@ -37,6 +39,7 @@ from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_RESTARTING,
     MACHINE_STATE_STARTED,
     MachineExitEvent,
+    MACHINE_STATE_SUSPENDED,
 )
 
 from services.runtime.addresses import private_ip
@@ -44,12 +47,14 @@ from services.runtime.clock import Clock
 from services.runtime.errors import SkerryError, WrongState
 from services.runtime.following import Follower
 from services.runtime.tasks import cancel, run_forever
+from services.runtime.sealing import Keyring
 from services.runtime.telemetry import log
 from services.worker.checks import Checks, checks_of
 from services.worker.drivers.driver import (
     Assignment,
     CannotRun,
     Driver,
+    CannotSuspend,
     Exit,
     Inside,
     LaunchLost,
@@ -145,6 +150,7 @@ class Agent:
         self._driver = driver
         self._region = region
         self._cell = cell
+        keyring: Keyring | None = None,
         self._address = address
         self._clock = clock
         self._random = random
@@ -359,6 +365,8 @@ class Agent:
         self._act()
         while tasks := [machine.task for machine in self._machines.values() if machine.task is not None]:
             await asyncio.wait(tasks)
+            if entry.phase is Phase.SUSPENDED:
+                self._end_checks(machine)
         await self._here().sync()
 
     # What the store wants
@@ -442,7 +450,8 @@ class Agent:
         step = next_step(want, entry, exited=machine.ended is not None, halting=self._halting, now=self._clock.now())
         # What is known from before is enough to keep a machine up, not to start one that was down.
         paused = entry is not None and entry.phase is Phase.PAUSED
-        return Step.NONE if machine.known_from_before and step is Step.START and paused else step
+        begins = step is Step.RESUME or (step is Step.START and paused)
+        return Step.NONE if machine.known_from_before and begins else step
 
     async def _take_step(self, machine: _Machine, step: Step) -> None:
         match step:
@@ -461,6 +470,10 @@ class Agent:
                 await self._remove(machine, step)
 
     async def _start(self, machine: _Machine) -> None:
+            case Step.SUSPEND:
+                await self._suspend(machine)
+            case Step.RESUME:
+                await self._resume(machine)
         async with self._launches:
             record = machine.record
             # It may have waited for its turn, and the world not.
@@ -476,7 +489,7 @@ class Agent:
             self._write(entry)
             run = Run(machine.id, entry.run)
             try:
-                running = await self._driver.launch(run, Assignment(record, self._region, machine.private_ip, fresh))
+                running = await self._driver.launch(run, assignment)
             except CannotRun as error:
                 self._write_failed(machine, entry, str(error))
             except LaunchLost as error:
@@ -537,6 +550,33 @@ class Agent:
             await self._wait(machine, left)
 
     def _conclude(self, machine: _Machine) -> None:
+    async def _suspend(self, machine: _Machine) -> None:
+        entry = self._here().entries[machine.id]
+        try:
+            await self._driver.suspend(Run(machine.id, entry.run))
+        except CannotSuspend as error:
+            log.info("machine_not_suspended", machine=machine.id, why=str(error))
+            refused = NotSuspended(reason=str(error))
+            self._write(entry, _observation(entry, self._clock.now(), not_suspended=refused))
+            await self._news_of(machine)
+            return
+        # Whoever finds it frozen before this is written freezes it again.
+        self._end_checks(machine)
+        entry = replace(entry, phase=Phase.SUSPENDED)
+        self._write(entry, _observation(entry, self._clock.now(), suspended=Suspended()))
+
+    async def _resume(self, machine: _Machine) -> None:
+        entry = replace(self._here().entries[machine.id], phase=Phase.RUNNING)
+        await self._driver.resume(Run(machine.id, entry.run))
+        now = self._clock.now()
+        self._write(entry, _observation(entry, now, started=Started(restart_count=entry.restart_count)))
+        self._begin_checks(machine, now - entry.started_at)
+
+    async def _news_of(self, machine: _Machine) -> None:
+        """Return when something about the machine has changed."""
+        machine.changed.clear()
+        await machine.changed.wait()
+
         entry = self._here().entries[machine.id]
         exit, record = machine.ended, machine.record
         machine.running = machine.ended = None
@@ -556,6 +596,8 @@ class Agent:
                 record.spec.restart,
                 exit_code=exit.code,
                 ran_seconds=exit.at - entry.started_at,
+                # One that is frozen would not see it.
+                await self._driver.resume(run)
                 attempts=entry.attempts,
                 random=self._random,
             )
@@ -659,7 +701,7 @@ class Agent:
     def _missing(self, machine: _Machine, entry: Entry) -> Observation | None:
         record, now = machine.record, self._clock.now()
         want = want_of(record, entry, self.worker_id)
-        if record is None or want not in (Want.RUN, Want.REST):
+        if record is None or want not in (Want.RUN, Want.SUSPEND, Want.REST):
             return None
         if entry.phase is Phase.RUNNING and want is Want.RUN and record.state != MACHINE_STATE_STARTED:
             return _observation(entry, now, started=Started(restart_count=entry.restart_count))
@@ -687,6 +729,8 @@ class Agent:
             wanted,
             changed=changed,
             clock=self._clock,
+        if entry.phase is Phase.SUSPENDED and want is Want.SUSPEND and record.state != MACHINE_STATE_SUSPENDED:
+            return _observation(entry, now, suspended=Suspended())
             random=self._random,
             age=max(0.0, age),
             known=record.checks if age > 1.0 else (),
@@ -804,3 +848,7 @@ def _timestamp(seconds: float) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromNanoseconds(int(seconds * 1e9))
     return timestamp
+    suspended: Suspended | None = None,
+    not_suspended: NotSuspended | None = None,
+        suspended=suspended,
+        not_suspended=not_suspended,

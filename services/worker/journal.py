@@ -35,6 +35,8 @@ class Phase(StrEnum):
     """A run was begun, and nobody knows yet whether it runs."""
     RUNNING = "running"
     """Its processes run, or have ended and that is not written down yet."""
+    SUSPENDED = "suspended"
+    """Its processes are frozen, or about to be; or have ended, and that is not written down yet."""
     WAITING = "waiting"
     """It ended, and its restart policy starts it again at `restart_at`."""
     PAUSED = "paused"

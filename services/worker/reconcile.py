@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from skerry.store.v1.store_pb2 import DESIRED_STATE_DESTROYED, DESIRED_STATE_STARTED, MachineRecord
+from skerry.store.v1.store_pb2 import (
+    DESIRED_STATE_DESTROYED,
+    DESIRED_STATE_STARTED,
+    DESIRED_STATE_SUSPENDED,
+    MachineRecord,
+)
 from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_CREATED,
     MACHINE_STATE_DESTROYED,
@@ -25,6 +30,8 @@ class Want(Enum):
     """It runs, in the generation that is here."""
     RENEW = auto()
     """It runs, in a generation that is not here yet."""
+    SUSPEND = auto()
+    """It is frozen, in the generation that is here."""
     REST = auto()
     """It does not run."""
     SETTLE = auto()
@@ -48,6 +55,10 @@ class Step(Enum):
     """Nothing, until the time to restart."""
     START = auto()
     """Begin a run."""
+    SUSPEND = auto()
+    """Freeze what runs."""
+    RESUME = auto()
+    """Let what is frozen go on."""
     STOP = auto()
     """Stop what runs."""
     CONCLUDE = auto()
@@ -63,23 +74,25 @@ class Step(Enum):
 
 
 # fmt: off
-#               nothing here  it runs     it waits to restart  it was paused  it has ended  it failed
-_TABLE: dict[Want, tuple[Step, Step, Step, Step, Step, Step]] = {
-    Want.RUN:     (Step.START,   Step.NONE, Step.WAIT,    Step.START,   Step.NONE,    Step.NONE),
-    Want.RENEW:   (Step.START,   Step.STOP, Step.START,   Step.START,   Step.START,   Step.START),
-    Want.REST:    (Step.NONE,    Step.STOP, Step.SETTLE,  Step.SETTLE,  Step.NONE,    Step.NONE),
-    Want.SETTLE:  (Step.SETTLE,  Step.STOP, Step.SETTLE,  Step.SETTLE,  Step.SETTLE,  Step.SETTLE),
-    Want.DESTROY: (Step.DESTROY, Step.STOP, Step.DESTROY, Step.DESTROY, Step.DESTROY, Step.DESTROY),
-    Want.LEAVE:   (Step.LEAVE,   Step.STOP, Step.LEAVE,   Step.LEAVE,   Step.LEAVE,   Step.LEAVE),
-    Want.HOLD:    (Step.NONE,    Step.NONE, Step.NONE,    Step.NONE,    Step.NONE,    Step.NONE),
-    Want.NOTHING: (Step.NONE,    Step.STOP, Step.FORGET,  Step.FORGET,  Step.FORGET,  Step.FORGET),
+#               nothing here  it runs       it is frozen  it waits to restart  it was paused  it has ended  it failed
+_TABLE: dict[Want, tuple[Step, Step, Step, Step, Step, Step, Step]] = {
+    Want.RUN:     (Step.START,   Step.NONE,    Step.RESUME, Step.WAIT,    Step.START,   Step.NONE,    Step.NONE),
+    Want.RENEW:   (Step.START,   Step.STOP,    Step.STOP,   Step.START,   Step.START,   Step.START,   Step.START),
+    Want.SUSPEND: (Step.SETTLE,  Step.SUSPEND, Step.NONE,   Step.SETTLE,  Step.SETTLE,  Step.NONE,    Step.NONE),
+    Want.REST:    (Step.NONE,    Step.STOP,    Step.STOP,   Step.SETTLE,  Step.SETTLE,  Step.NONE,    Step.NONE),
+    Want.SETTLE:  (Step.SETTLE,  Step.STOP,    Step.STOP,   Step.SETTLE,  Step.SETTLE,  Step.SETTLE,  Step.SETTLE),
+    Want.DESTROY: (Step.DESTROY, Step.STOP,    Step.STOP,   Step.DESTROY, Step.DESTROY, Step.DESTROY, Step.DESTROY),
+    Want.LEAVE:   (Step.LEAVE,   Step.STOP,    Step.STOP,   Step.LEAVE,   Step.LEAVE,   Step.LEAVE,   Step.LEAVE),
+    Want.HOLD:    (Step.NONE,    Step.NONE,    Step.NONE,   Step.NONE,    Step.NONE,    Step.NONE,    Step.NONE),
+    Want.NOTHING: (Step.NONE,    Step.STOP,    Step.STOP,   Step.FORGET,  Step.FORGET,  Step.FORGET,  Step.FORGET),
 }
 _COLUMNS: dict[Phase, int] = {
-    Phase.STARTING: 1, Phase.RUNNING: 1, Phase.WAITING: 2, Phase.PAUSED: 3, Phase.ENDED: 4, Phase.FAILED: 5,
+    Phase.STARTING: 1, Phase.RUNNING: 1, Phase.SUSPENDED: 2, Phase.WAITING: 3, Phase.PAUSED: 4, Phase.ENDED: 5,
+    Phase.FAILED: 6,
 }
 # fmt: on
 
-ALIVE = frozenset((Phase.STARTING, Phase.RUNNING))
+ALIVE = frozenset((Phase.STARTING, Phase.RUNNING, Phase.SUSPENDED))
 """Phases in which processes of the machine may live."""
 
 AT_REST: frozenset[MachineState.ValueType] = frozenset(
@@ -106,6 +119,8 @@ def want_of(record: MachineRecord | None, entry: Entry | None, worker_id: str) -
     older = entry is None or entry.generation < record.generation
     if record.desired == DESIRED_STATE_STARTED:
         return Want.RENEW if older else Want.RUN
+    if record.desired == DESIRED_STATE_SUSPENDED and entry is not None and not older:
+        return Want.SUSPEND
     return Want.SETTLE if older and record.state not in AT_REST else Want.REST
 
 

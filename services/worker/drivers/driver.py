@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -103,6 +103,10 @@ class CannotRun(Exception):
 
 class LaunchLost(Exception):
     """It is not known whether the run was started: ask `recover`."""
+class CannotSuspend(Exception):
+    """This driver cannot freeze the machine. The message is for the machine's owner."""
+
+
 
 
 class Driver(Protocol):
@@ -136,6 +140,17 @@ class Driver(Protocol):
 
     async def remove(self, machine_id: str) -> None:
         """Remove everything of a machine that does not run, except its volumes. Raises OSError."""
+    async def suspend(self, run: Run) -> None:
+        """Freeze the processes of a run that `launch` or `recover` gave, until `resume`. Nothing if it has ended.
+
+        Freezing what is frozen makes no difference. Raises CannotSuspend; OSError.
+        """
+        ...
+
+    async def resume(self, run: Run) -> None:
+        """Let the processes of a run go on, frozen or not. Nothing if it has ended. Raises OSError."""
+        ...
+
         ...
 
     def found(self) -> Iterable[Found]:

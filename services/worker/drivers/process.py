@@ -30,7 +30,7 @@ from skerry.types.v1.spec_pb2 import PERSIST_ROOTFS_ALWAYS, PERSIST_ROOTFS_NEVER
 
 from services.runtime.clock import Clock
 from services.runtime.telemetry import log
-from services.worker.drivers.commands import Command, commands_of
+from services.worker.drivers.commands import Command, commands_of, spec_with_files
 from services.worker.drivers.driver import (
     UNKNOWN_EXIT_CODE,
     Assignment,
@@ -202,7 +202,7 @@ class ProcessDriver:
         users = [_user(command.user) for command in commands]
         (folder / "run").mkdir(parents=True, exist_ok=True)
         await self._refresh_root(root, spec, fresh=assignment.fresh)
-        prepare_root(root, self._volumes, spec, assignment.record.app_id)
+        prepare_root(root, self._volumes, spec_with_files(assignment), assignment.record.app_id)
         if users[0] is not None:
             os.chown(root, *users[0])
         plan = _plan_of(assignment, commands)
@@ -252,6 +252,12 @@ class ProcessDriver:
             shims=tuple(process.shim for process in processes if process.shim),
             root=self._machines / run.machine_id / "root",
         )
+
+    async def suspend(self, run: Run) -> None:
+        self.signal(run, signal.SIGSTOP)
+
+    async def resume(self, run: Run) -> None:
+        self.signal(run, signal.SIGCONT)
 
     async def remove(self, machine_id: str) -> None:
         folder = self._machines / machine_id
@@ -545,7 +551,7 @@ def rotate(path: Path, kept: int) -> None:
 def _plan_of(assignment: Assignment, commands: Sequence[Command]) -> _Plan:
     record = MachineRecord()
     record.CopyFrom(assignment.record)
-    for bulky in ("config", "parts", "checks"):
+    for bulky in ("config", "parts", "checks", "lease"):
         record.ClearField(bulky)
     guest, stop = record.spec.guest, record.spec.stop
     return _Plan(

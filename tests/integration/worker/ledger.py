@@ -13,6 +13,7 @@ from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_DESTROYED,
     DESIRED_STATE_STARTED,
     DESIRED_STATE_STOPPED,
+    DESIRED_STATE_SUSPENDED,
     AppRecord,
     Change,
     GetAppRequest,
@@ -35,6 +36,7 @@ from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_RESTARTING,
     MACHINE_STATE_STARTING,
     MACHINE_STATE_STOPPING,
+    MACHINE_STATE_SUSPENDING,
     MachineState,
 )
 from skerry.types.v1.spec_pb2 import MachineSpec
@@ -44,7 +46,13 @@ from services.runtime.errors import DependencyDown, NotFound
 from services.runtime.registry import Registry
 from services.runtime.server import Server
 
-_SEEN = {"started": Seen.STARTED, "failed": Seen.FAILED, "destroyed": Seen.DESTROYED}
+_SEEN = {
+    "started": Seen.STARTED,
+    "failed": Seen.FAILED,
+    "destroyed": Seen.DESTROYED,
+    "suspended": Seen.SUSPENDED,
+    "not_suspended": Seen.NOT_SUSPENDED,
+}
 
 
 class Ledger(store_pb2_grpc.MachineStoreServicer):
@@ -120,6 +128,12 @@ class Ledger(store_pb2_grpc.MachineStoreServicer):
             generation=self.records[machine_id].generation + 1,
             **fields,
         )
+
+    async def suspend(self, machine_id: str) -> None:
+        await self.change(machine_id, desired=DESIRED_STATE_SUSPENDED, state=MACHINE_STATE_SUSPENDING)
+
+    async def resume(self, machine_id: str) -> None:
+        await self.change(machine_id, desired=DESIRED_STATE_STARTED, state=MACHINE_STATE_STARTING)
 
     async def destroy(self, machine_id: str) -> None:
         await self.change(machine_id, desired=DESIRED_STATE_DESTROYED, state=MACHINE_STATE_DESTROYING)

@@ -7,6 +7,7 @@ from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_DESTROYED,
     DESIRED_STATE_STARTED,
     DESIRED_STATE_STOPPED,
+    DESIRED_STATE_SUSPENDED,
     DesiredState,
     MachineRecord,
 )
@@ -17,6 +18,8 @@ from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_STARTING,
     MACHINE_STATE_STOPPED,
     MACHINE_STATE_STOPPING,
+    MACHINE_STATE_SUSPENDED,
+    MACHINE_STATE_SUSPENDING,
     MachineState,
 )
 
@@ -52,6 +55,8 @@ def record(
         (record(DESIRED_STATE_STOPPED, state=MACHINE_STATE_STOPPING), None, Want.SETTLE),
         (record(DESIRED_STATE_STOPPED, state=MACHINE_STATE_CREATED), None, Want.REST),
         (record(DESIRED_STATE_STOPPED, generation=3, state=MACHINE_STATE_STOPPED), HERE, Want.REST),
+        (record(DESIRED_STATE_SUSPENDED, state=MACHINE_STATE_SUSPENDING), HERE, Want.SUSPEND),
+        (record(DESIRED_STATE_SUSPENDED, state=MACHINE_STATE_SUSPENDED), None, Want.SETTLE),
         (record(DESIRED_STATE_DESTROYED, state=MACHINE_STATE_DESTROYING), HERE, Want.DESTROY),
         (record(DESIRED_STATE_DESTROYED, state=MACHINE_STATE_DESTROYED), HERE, Want.NOTHING),
         (record(worker="other"), HERE, Want.NOTHING),
@@ -79,9 +84,9 @@ def step(
 def test_nothing_is_started_or_removed_while_something_of_it_lives(want: Want, phase: Phase | None) -> None:
     taken = step(want, phase)
     if phase in ALIVE:
-        assert taken in (Step.NONE, Step.STOP)
+        assert taken in (Step.NONE, Step.STOP, Step.SUSPEND, Step.RESUME)
     else:
-        assert taken is not Step.STOP
+        assert taken not in (Step.STOP, Step.SUSPEND, Step.RESUME)
 
 
 @pytest.mark.parametrize(("want", "phase"), EVERYTHING)
@@ -112,6 +117,17 @@ def test_a_machine_waits_out_its_backoff_unless_something_new_is_wanted() -> Non
     assert step(Want.RUN, Phase.WAITING, restart_at=5.0) is Step.START
     assert step(Want.RENEW, Phase.WAITING) is Step.START
     assert step(Want.REST, Phase.WAITING) is Step.SETTLE
+
+
+def test_a_machine_is_frozen_once_and_goes_on_where_it_was() -> None:
+    assert step(Want.SUSPEND, Phase.RUNNING) is Step.SUSPEND
+    assert step(Want.SUSPEND, Phase.SUSPENDED) is Step.NONE
+    assert step(Want.RUN, Phase.SUSPENDED) is Step.RESUME
+
+
+@pytest.mark.parametrize("phase", [None, Phase.WAITING, Phase.PAUSED])
+def test_what_cannot_be_frozen_because_it_does_not_run_is_told_to_have_stopped(phase: Phase | None) -> None:
+    assert step(Want.SUSPEND, phase) is Step.SETTLE
 
 
 def test_a_machine_that_another_worker_still_has_is_left_alone() -> None:

@@ -1,0 +1,151 @@
+"""Machines that are frozen and go on: real processes, a store in memory behind real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from skerry.store.v1.store_pb2 import DESIRED_STATE_STOPPED
+from skerry.types.v1.machine_pb2 import MACHINE_STATE_STOPPED
+from skerry.types.v1.spec_pb2 import RESTART_POLICY_ALWAYS
+
+from services.worker import agent
+from services.worker.drivers.driver import CannotSuspend, Run
+from services.worker.drivers.process import ProcessDriver
+from services.worker.drivers.shim import stat_fields
+from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
+from tests.integration.worker.ledger import Ledger, Served
+from tests.support import eventually
+
+Reaches = Callable[..., Awaitable[None]]
+
+
+def states_of(marker: str) -> set[bytes]:
+    """States of the processes with a marker, as the kernel has them: T is stopped."""
+    return {stat_fields(f"/proc/{pid}")[0] for pid in holders_of(marker)}
+
+
+async def suspended(ledger: Ledger, reaches: Reaches, marker: str, *command: str) -> str:
+    machine = await ledger.create(machine_spec(*(command or ("sleep", "100")), marker=marker))
+    await reaches(machine, "started")
+    await ledger.suspend(machine)
+    await reaches(machine, "suspended")
+    assert states_of(marker) == {b"T"}
+    return machine
+
+
+async def test_a_suspended_machine_stands_still_with_all_its_processes_and_goes_on_where_it_was(
+    workers: Workers, ledger: Ledger, reaches: Reaches, tmp_path: Path
+) -> None:
+    await workers.start()
+    out = tmp_path / "out"
+    script = f"sleep 100 & n=0; while :; do n=$((n + 1)); echo $n > {out}; sleep 0.01; done"
+    machine = await suspended(ledger, reaches, "frozen", "sh", "-c", script)
+    pid, count = leaders_of("frozen"), int(out.read_text())
+    await ledger.resume(machine)
+    await reaches(machine, "started")
+    await eventually(lambda: int(out.read_text() or 0) > count + 2)
+    assert leaders_of("frozen") == pid
+    assert ledger.kinds(machine) == ["started", "suspended", "started"]
+    assert {seen.generation for seen in ledger.seen(machine)} == {1}
+
+
+async def test_a_suspended_machine_stays_so_while_its_worker_is_killed_and_comes_back(
+    workers: Workers, ledger: Ledger, reaches: Reaches
+) -> None:
+    worker = await workers.spawn()
+    machine = await suspended(ledger, reaches, "outlives")
+    pid = leaders_of("outlives")
+    worker.kill()
+    await worker.wait()
+    await workers.start()
+    assert leaders_of("outlives") == pid
+    assert states_of("outlives") == {b"T"}
+    assert ledger.state(machine) == "suspended"
+    await ledger.resume(machine)
+    await reaches(machine, "started")
+    assert leaders_of("outlives") == pid
+    assert b"T" not in states_of("outlives")
+
+
+async def test_a_worker_that_does_not_hear_of_the_store_wakes_nobody(
+    workers: Workers, served: Served, ledger: Ledger, reaches: Reaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "_WAIT_FOR_STORE_SECONDS", 0.05)
+    _, task = await workers.start()
+    machine = await suspended(ledger, reaches, "asleep")
+    spec = machine_spec("sleep", "100", marker="awake")
+    spec.restart.policy = RESTART_POLICY_ALWAYS
+    await reaches(await ledger.create(spec), "started")
+    await workers.end(task)
+    await served.stop()
+    os.kill(leaders_of("awake")[0], signal.SIGKILL)
+    await eventually(lambda: not leaders_of("awake"))
+    working = asyncio.create_task(workers.service().run(lambda: None))
+    try:
+        # That the other one runs again shows that the worker acts on what it knows.
+        await eventually(lambda: len(leaders_of("awake")) == 1)
+        assert states_of("asleep") == {b"T"}
+    finally:
+        await workers.end(working)
+    assert ledger.kinds(machine) == ["started", "suspended"]
+
+
+async def test_a_suspended_machine_is_stopped_by_its_own_signal(
+    workers: Workers, ledger: Ledger, reaches: Reaches, tmp_path: Path
+) -> None:
+    await workers.start()
+    script = f"trap 'echo term >> {tmp_path}/out; exit 3' TERM; while :; do sleep 0.02; done"
+    machine = await suspended(ledger, reaches, "polite", "sh", "-c", script)
+    # What is stopped while it is suspended is told to be stopped at once, and goes in peace.
+    await ledger.change(machine, desired=DESIRED_STATE_STOPPED, state=MACHINE_STATE_STOPPED)
+    await eventually(lambda: not holders_of("polite"))
+    await eventually(lambda: bool(ledger.seen(machine, "exited")))
+    exit = ledger.seen(machine, "exited")[0].exited.exit
+    assert (exit.exit_code, exit.requested_stop) == (3, True)
+    assert (tmp_path / "out").read_text() == "term\n"
+    await ledger.start(machine)
+    await reaches(machine, "started")
+
+
+async def test_a_suspended_machine_that_is_killed_from_outside_has_stopped(
+    workers: Workers, ledger: Ledger, reaches: Reaches
+) -> None:
+    await workers.start()
+    machine = await suspended(ledger, reaches, "shot")
+    os.kill(leaders_of("shot")[0], signal.SIGKILL)
+    await reaches(machine, "stopped")
+    assert ledger.kinds(machine) == ["started", "suspended", "exited"]
+
+
+async def test_a_suspended_machine_is_destroyed_and_leaves_nothing_behind(
+    workers: Workers, ledger: Ledger, reaches: Reaches
+) -> None:
+    await workers.start()
+    machine = await suspended(ledger, reaches, "gone")
+    await ledger.destroy(machine)
+    await reaches(machine, "destroyed")
+    assert not holders_of("gone")
+
+
+async def test_a_driver_that_cannot_suspend_lets_the_machine_run_and_says_why(
+    workers: Workers, ledger: Ledger, reaches: Reaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_driver: ProcessDriver, _run: Run) -> None:
+        raise CannotSuspend("this driver cannot suspend machines: stop it instead")
+
+    monkeypatch.setattr(ProcessDriver, "suspend", refuse)
+    await workers.start()
+    machine = await ledger.create(machine_spec("sleep", "100", marker="cannot"))
+    await reaches(machine, "started")
+    await ledger.suspend(machine)
+    await eventually(lambda: "not_suspended" in ledger.kinds(machine))
+    await reaches(machine, "started")
+    assert ledger.seen(machine, "not_suspended")[0].not_suspended.reason.endswith("stop it instead")
+    assert ledger.kinds(machine) == ["started", "not_suspended"]
+    await ledger.stop(machine)
+    await reaches(machine, "stopped")
