@@ -201,6 +201,7 @@ class Composition:
             clock=self._clock,
             random=self._random,
             address=self._settings.addresses.internal or "",
+            keyring=self._settings.keyring(),
         )
         self._add(WORKER, workers)
 

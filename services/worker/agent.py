@@ -17,6 +17,7 @@ from signal import SIGKILL, Signals
 from typing import Never, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from skerry.store.v1.catalog_pb2 import SecretsRecord
 from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_STOPPED,
     MACHINE_VIEW_FULL,
@@ -66,6 +67,7 @@ from services.worker.journal import Entry, Journal, Phase, Stop
 from services.worker.reconcile import ALIVE, AT_REST, Step, Want, next_step, want_of
 from services.worker.reporter import Ledger, Reporter
 from services.worker.restart import after_exit
+from services.worker.secrets import AppSecrets
 from services.worker.settings import WorkerSettings
 
 _LAUNCHES = 16
@@ -91,6 +93,10 @@ class Store(Ledger, Protocol):
 
     async def network_of(self, app_name: str) -> str:
         """The private network of an app; empty when the app is gone."""
+        ...
+
+    async def secrets_of(self, app_id: str) -> SecretsRecord | None:
+        """The secrets of an app, sealed; None when it never had any."""
         ...
 
     async def follow(self, filter: WatchFilter, follower: Follower, on_caught_up: Callable[[], None]) -> Never: ...
@@ -144,13 +150,15 @@ class Agent:
         clock: Clock,
         random: Random,
         new_journal_id: Callable[[], str],
+        keyring: Keyring | None = None,
     ) -> None:
+        """`keyring` opens secrets of apps; without it, machines have none."""
         self._settings = settings
         self._store = store
         self._driver = driver
+        self._secrets = AppSecrets(settings.data / "secrets", store.secrets_of, keyring)
         self._region = region
         self._cell = cell
-        keyring: Keyring | None = None,
         self._address = address
         self._clock = clock
         self._random = random
@@ -383,6 +391,8 @@ class Agent:
                 if machine.id not in present:
                     machine.record, machine.known_from_before = None, False
                     self._poke(machine)
+            records = (machine.record for machine in self._machines.values())
+            self._secrets.forget_all_but(frozenset(record.app_id for record in records if record is not None))
 
     def begin_snapshot(self) -> None:
         """The whole state comes next."""
@@ -481,6 +491,9 @@ class Agent:
                 return
             if not machine.private_ip:
                 machine.private_ip = await self._private_ip(record)
+            secrets, refused = await self._secrets_of(record)
+            if machine.record is not record:
+                return
             before = self._here().entries.get(machine.id)
             entry = _begun(before, record)
             fresh = before is not None and before.instance_id != record.instance_id
@@ -488,6 +501,10 @@ class Agent:
             # the disk yet: a host that crashes takes the process with it, and the store hears only of what was synced.
             self._write(entry)
             run = Run(machine.id, entry.run)
+            if refused:
+                self._write_failed(machine, entry, refused)
+                return
+            assignment = Assignment(record, self._region, machine.private_ip, fresh, secrets)
             try:
                 running = await self._driver.launch(run, assignment)
             except CannotRun as error:
@@ -507,6 +524,13 @@ class Agent:
                 started = Started(restart_count=entry.restart_count)
                 self._write(entry, _observation(entry, running.started_at, started=started))
                 self._attach(machine, running)
+
+    async def _secrets_of(self, record: MachineRecord) -> tuple[Mapping[str, str], str]:
+        """The secrets that a machine starts with, and why it cannot have them; empty when it can."""
+        try:
+            return await self._secrets.of(record), ""
+        except CannotRun as error:
+            return {}, str(error)
 
     async def _private_ip(self, record: MachineRecord) -> str:
         if record.app_name not in self._networks:

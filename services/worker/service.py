@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
+from skerry.store.v1.catalog_pb2 import SecretsRecord
+from skerry.store.v1.catalog_store_pb2 import GetSecretsRequest
+from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
 from skerry.store.v1.store_pb2 import (
     GetAppRequest,
     HeartbeatRequest,
@@ -44,6 +47,7 @@ from services.runtime.errors import InvalidConfig, NotFound, Violation
 from services.runtime.following import Follower, follow
 from services.runtime.ids import new_ulid
 from services.runtime.registry import Registry
+from services.runtime.sealing import Keyring
 from services.runtime.tasks import run_forever
 from services.worker.agent import Agent
 from services.worker.agent import Instance as Here
@@ -54,6 +58,7 @@ from services.worker.logs import read_log
 from services.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreAsyncStub
     from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
 
 _CALL_SECONDS = 5.0
@@ -75,9 +80,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         clock: Clock,
         random: Random,
         address: str | Callable[[], str] = "",
+        keyring: Keyring | None = None,
     ) -> None:
         """`store` leads to the machine-store of the cell. `address` is where others reach this service, for its record
-        in the store; a function is asked when the worker registers, when the process listens already.
+        in the store; a function is asked when the worker registers, when the process listens already. `keyring` opens
+        the secrets of apps; without it, machines have none.
         """
         self._clock = clock
         where: Callable[[], str] = address if callable(address) else lambda: address
@@ -93,6 +100,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 clock=clock,
                 random=random,
                 new_journal_id=lambda: new_ulid(clock.now(), random),
+                keyring=keyring,
             )
             for settings in workers
         ]
@@ -190,6 +198,7 @@ class _StoreClient:
 
     def __init__(self, channel: grpc.aio.Channel, clock: Clock, random: Random) -> None:
         self._stub: MachineStoreAsyncStub = MachineStoreStub(channel)
+        self._catalog: CatalogStoreAsyncStub = CatalogStoreStub(channel)
         self._clock = clock
         self._random = random
 
@@ -208,6 +217,10 @@ class _StoreClient:
         except NotFound:
             return ""
         return network_of(answer.app)
+
+    async def secrets_of(self, app_id: str) -> SecretsRecord | None:
+        answer = await self._catalog.GetSecrets(GetSecretsRequest(app_id=app_id), timeout=_CALL_SECONDS)
+        return answer.secrets if answer.HasField("secrets") else None
 
     async def follow(self, filter: WatchFilter, follower: Follower, on_caught_up: Callable[[], None]) -> Never:
         await follow(self._stub, filter, follower, on_caught_up=on_caught_up, clock=self._clock, random=self._random)

@@ -1,7 +1,13 @@
-"""Which commands a machine runs as processes of its host, and in which environment."""
+"""Which commands a machine runs as processes of its host, in which environment, and with which files.
+
+The secrets of the app come over what the configuration sets in `env`, where the names are the same, unless the machine
+or the process does without them; over those come the secrets that a process names itself. What the machine is told of
+itself (FLY_APP_NAME and the like), no secret of the app replaces.
+"""
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,21 +49,40 @@ def commands_of(
     its PATH unless its own environment has one. Raises CannotRun.
     """
     spec = assignment.record.spec
-    _refuse_what_needs_more(spec)
-    environment = _environment(assignment, root, search_path)
+    _refuse_what_needs_more(assignment)
+    own = _told_of_itself(assignment, root)
+    environment = {"PATH": search_path, "HOME": root, **spec.env.variables, **own}
+    shared = {} if spec.secrets.skip else assignment.secrets
+    secrets = {name: value for name, value in shared.items() if name not in own}
     words = _words(spec.init)
     if words:
-        return [Command(words, environment)]
+        return [Command(words, {**environment, **secrets})]
     if spec.processes.processes:
         return [
             Command(
                 _words(process) or _words_of_image(spec.image, images),
-                _process_environment(process, environment, assignment),
+                _process_environment(process, environment, secrets, assignment),
                 process.user,
             )
             for process in spec.processes.processes
         ]
-    return [Command(_words_of_image(spec.image, images), environment)]
+    return [Command(_words_of_image(spec.image, images), {**environment, **secrets})]
+
+
+def spec_with_files(assignment: Assignment) -> MachineSpec:
+    """The machine's spec with the contents of files that are secrets: in base64 as clients set them, or as they are.
+
+    Raises CannotRun for a secret that the app does not have.
+    """
+    spec = assignment.record.spec
+    if not any(file.secret_name for file in spec.files.files):
+        return spec
+    whole = MachineSpec()
+    whole.CopyFrom(spec)
+    for file in whole.files.files:
+        if file.secret_name:
+            file.content = _content(assignment.secrets[file.secret_name])
+    return whole
 
 
 def image_reference(image: ImageSpec) -> str:
@@ -66,7 +91,8 @@ def image_reference(image: ImageSpec) -> str:
     return name + (f":{image.tag}" if image.tag else "") + (f"@{image.digest}" if image.digest else "")
 
 
-def _refuse_what_needs_more(spec: MachineSpec) -> None:
+def _refuse_what_needs_more(assignment: Assignment) -> None:
+    spec = assignment.record.spec
     if spec.containers.containers:
         raise CannotRun(
             "the process driver runs no containers: leave config.containers out, or place the machine on a worker with "
@@ -74,22 +100,31 @@ def _refuse_what_needs_more(spec: MachineSpec) -> None:
         )
     for at, file in enumerate(spec.files.files):
         source = file.WhichOneof("source")
-        if source == "secret_name":
-            raise CannotRun(
-                f"config.files[{at}] needs the secret {file.secret_name}, and there are no secrets on this worker: "
-                "give its content as raw_value"
-            )
+        if source == "secret_name" and file.secret_name not in assignment.secrets:
+            raise _no_secret(assignment, f"config.files[{at}].secret_name", file.secret_name)
         if source == "image_config":
             raise CannotRun(
                 f"config.files[{at}] is made from an image, and the process driver cannot read images: "
                 "give its content as raw_value"
             )
     for at, process in enumerate(spec.processes.processes):
-        for variable, name in sorted(process.secrets.items()):
-            raise CannotRun(
-                f"config.processes[{at}] needs the secret {name} for {variable}, and there are no secrets on this "
-                "worker: set the variable in env"
-            )
+        for _, name in sorted(process.secrets.items()):
+            if name not in assignment.secrets:
+                raise _no_secret(assignment, f"config.processes[{at}].secrets", name)
+
+
+def _no_secret(assignment: Assignment, field: str, name: str) -> CannotRun:
+    return CannotRun(
+        f"{field} names the secret {name}, which the app {assignment.record.app_name} does not have: set it, then "
+        "start the machine again"
+    )
+
+
+def _content(value: str) -> bytes:
+    try:
+        return binascii.a2b_base64("".join(value.split()), strict_mode=True)
+    except ValueError:
+        return value.encode()
 
 
 def _words(source: InitSpec | ProcessSpec) -> tuple[str, ...]:
@@ -115,7 +150,7 @@ def _names(image: ImageSpec) -> list[str]:
     return tagged + names
 
 
-def _environment(assignment: Assignment, root: str, search_path: str) -> dict[str, str]:
+def _told_of_itself(assignment: Assignment, root: str) -> dict[str, str]:
     record, spec = assignment.record, assignment.record.spec
     own = {
         "MACHINE_ROOT": root,
@@ -131,12 +166,15 @@ def _environment(assignment: Assignment, root: str, search_path: str) -> dict[st
     group = spec.metadata.entries.get("fly_process_group") or record.metadata.get("fly_process_group")
     if group:
         own["FLY_PROCESS_GROUP"] = group
-    return {"PATH": search_path, "HOME": root, **spec.env.variables, **own}
+    return own
 
 
-def _process_environment(process: ProcessSpec, shared: Mapping[str, str], assignment: Assignment) -> dict[str, str]:
+def _process_environment(
+    process: ProcessSpec, shared: Mapping[str, str], secrets: Mapping[str, str], assignment: Assignment
+) -> dict[str, str]:
     facts = {variable: _fact(field, assignment) for variable, field in process.env_from.items()}
-    return {**shared, **process.env, **facts}
+    named = {variable: assignment.secrets[name] for variable, name in process.secrets.items()}
+    return {**shared, **process.env, **({} if process.ignore_app_secrets else secrets), **named, **facts}
 
 
 def _fact(field: MachineField.ValueType, assignment: Assignment) -> str:

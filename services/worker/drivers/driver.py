@@ -30,6 +30,8 @@ class Assignment:
     private_ip: str
     fresh: bool
     """The machine's version is not the one that ran here before."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The secrets of the machine's app, name to value. They go to its processes and its files, and nowhere else."""
 
 
 @dataclass(frozen=True, slots=True)

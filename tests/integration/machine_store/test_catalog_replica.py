@@ -352,7 +352,8 @@ async def test_secrets_go_back_only_from_the_version_that_was_seen(feed: Feed) -
     assert await feed.send(secrets(2, replaces=5, A=b"two")) == 1
     assert await version_of(feed) == (2, [b"two"])
     record = await secrets_of(feed)
-    assert record is not None and (record.replaces_version, list(record.history)) == (0, [])
+    assert record is not None
+    assert (record.replaces_version, list(record.history)) == (0, [])
 
 
 async def test_the_versions_before_are_kept_without_values_and_not_for_ever(feed: Feed) -> None:

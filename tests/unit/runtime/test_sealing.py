@@ -64,7 +64,8 @@ def test_equal_values_are_sealed_differently_and_nothing_shows_them() -> None:
     assert first.content != second.content
     assert b"hunter2" not in first.content
     assert "content" not in repr(first)
-    assert NEW.hex() not in repr(keyring) and KEY_BYTES * 2 > len(keyring.present)
+    assert NEW.hex() not in repr(keyring)
+    assert keyring.present not in NEW.hex()
 
 
 @pytest.mark.parametrize("keys", [[], [b"short"], [NEW, b"x" * (KEY_BYTES + 1)]])

@@ -12,7 +12,7 @@ from skerry.types.v1.spec_pb2 import (
     ImageSpec,
 )
 
-from services.worker.drivers.commands import Command, commands_of, image_reference
+from services.worker.drivers.commands import Command, commands_of, image_reference, spec_with_files
 from services.worker.drivers.driver import Assignment, CannotRun
 
 IMAGES = {"nginx": ["serve"], "acme/api": ["api"], "acme/api:2": ["api2"], "registry.example/acme/api": ["theirs"]}
@@ -27,8 +27,8 @@ def record() -> MachineRecord:
     return record
 
 
-def commands(record: MachineRecord) -> list[Command]:
-    assignment = Assignment(record, "syd", "fdaa:0:1:2:3:4:5:6", fresh=False)
+def commands(record: MachineRecord, **secrets: str) -> list[Command]:
+    assignment = Assignment(record, "syd", "fdaa:0:1:2:3:4:5:6", fresh=False, secrets=secrets)
     return commands_of(assignment, IMAGES, root="/data/root", search_path="/bin")
 
 
@@ -129,11 +129,15 @@ def test_what_the_driver_cannot_do_is_refused_by_name() -> None:
     secret_file = record()
     secret_file.spec.files.files.add(path="/a", content=b"")
     secret_file.spec.files.files.add(path="/b", secret_name="KEY")
-    with pytest.raises(CannotRun, match=r"config\.files\[1\] needs the secret KEY"):
+    with pytest.raises(
+        CannotRun, match=r"config\.files\[1\]\.secret_name names the secret KEY, which the app demo does not"
+    ):
         commands(secret_file)
     secret_env = record()
     secret_env.spec.processes.processes.add(exec=["x"], secrets={"VARIABLE": "KEY"})
-    with pytest.raises(CannotRun, match=r"config\.processes\[0\] needs the secret KEY for VARIABLE"):
+    with pytest.raises(
+        CannotRun, match=r"config\.processes\[0\]\.secrets names the secret KEY, which the app demo does not"
+    ):
         commands(secret_env)
     image_file = record()
     image_file.spec.files.files.add(path="/a", image_config="x")
@@ -147,3 +151,66 @@ def test_image_references_are_written_as_people_write_them() -> None:
         == "r:5000/a/b:t@sha256:1"
     )
     assert image_reference(ImageSpec(registry="r", repository="a", digest="sha256:1")) == "r/a@sha256:1"
+
+
+# Secrets
+
+
+def test_secrets_of_the_app_come_over_env_and_never_over_what_a_machine_is_told_of_itself() -> None:
+    machine = record()
+    machine.spec.env.variables.update({"A": "config", "B": "config"})
+    (command,) = commands(machine, A="secret", FLY_REGION="secret", PATH="/secret", C="secret")
+    env = command.environment
+    assert (env["A"], env["B"], env["C"], env["PATH"]) == ("secret", "config", "secret", "/secret")
+    assert env["FLY_REGION"] == "syd"
+    assert "secret" not in repr(command)
+
+
+def test_a_machine_that_skips_secrets_gets_only_those_that_it_names() -> None:
+    machine = record()
+    machine.spec.secrets.skip = True
+    machine.spec.processes.processes.add(exec=["x"], secrets={"URL": "A"})
+    (command,) = commands(machine, A="secret-a", B="secret-b")
+    assert command.environment["URL"] == "secret-a"
+    assert not {"A", "B"} & command.environment.keys()
+    plain = record()
+    plain.spec.secrets.skip = True
+    plain.spec.init.exec.extend(["x"])
+    assert "A" not in commands(plain, A="secret-a")[0].environment
+
+
+def test_a_process_can_do_without_the_apps_secrets_and_take_some_under_other_names() -> None:
+    machine = record()
+    machine.spec.env.variables.update({"A": "machine"})
+    machine.spec.processes.processes.add(exec=["x"], env={"A": "process"})
+    machine.spec.processes.processes.add(
+        exec=["x"], env={"A": "process"}, ignore_app_secrets=True, secrets={"URL": "A", "B": "B"}
+    )
+    all_of_them, few = (command.environment for command in commands(machine, A="secret-a", B="secret-b", C="secret-c"))
+    assert [all_of_them[name] for name in "ABC"] == ["secret-a", "secret-b", "secret-c"]
+    assert (few["A"], few["URL"], few["B"]) == ("process", "secret-a", "secret-b")
+    assert "C" not in few
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        ("aGVsbG8=", b"hello"),
+        ("aGVs\nbG8=\n", b"hello"),
+        ("hello world!", b"hello world!"),
+        ("gr\u00fc\u00df", "gr\u00fc\u00df".encode()),
+        ("aGVsbG8", b"aGVsbG8"),
+        ("", b""),
+    ],
+)
+def test_a_file_that_is_a_secret_is_decoded_where_it_is_base64(value: str, content: bytes) -> None:
+    machine = record()
+    machine.spec.files.files.add(path="/a", content=b"plain", mode=0o600)
+    machine.spec.files.files.add(path="/b", secret_name="KEY", mode=0o400)
+    assignment = Assignment(machine, "syd", "fdaa::1", fresh=False, secrets={"KEY": value})
+    whole = spec_with_files(assignment)
+    assert [file.content for file in whole.files.files] == [b"plain", content]
+    assert whole.files.files[1].mode == 0o400
+    assert machine.spec.files.files[1].secret_name == "KEY"
+    assert "KEY" not in str(whole.files)
+    assert value not in repr(assignment) or not value
