@@ -23,9 +23,9 @@ EVENTS_SHOWN = 20
 """Newest events that come along with a machine."""
 EVENTS_DEFAULT = 50
 EVENTS_MOST = 1000
-STOP_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGTERM")
 VERSIONS_DEFAULT = 50
 VERSIONS_MOST = 1000
+STOP_SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGKILL", "SIGUSR1", "SIGUSR2", "SIGTERM")
 
 
 async def get_machine(around: Surroundings, request: api.GetMachineRequest) -> api.Machine:
@@ -75,6 +75,20 @@ async def list_events(around: Surroundings, request: api.ListMachineEventsReques
         raise no_machine(request.machine_id, request.app_name) from None
 
 
+async def list_versions(around: Surroundings, request: api.ListMachineVersionsRequest) -> Sequence[api.MachineVersion]:
+    """The versions of a machine, newest first. Raises NotFound, InvalidConfig of the field `limit`."""
+    if request.limit < 0:
+        raise _invalid([Violation("limit", f"must be 0..{VERSIONS_MOST}")])
+    app = await app_of(around, request)
+    limit = min(request.limit or VERSIONS_DEFAULT, VERSIONS_MOST)
+    wanted = store.ListMachineVersionsRequest(machine_id=request.machine_id, app_id=app.id, limit=limit)
+    try:
+        found = await around.retries(lambda: around.store.ListMachineVersions(wanted))
+    except NotFound:
+        raise no_machine(request.machine_id, request.app_name) from None
+    return [api.MachineVersion(version=each.instance_id, user_config=each.config) for each in found.versions]
+
+
 async def start_machine(around: Surroundings, request: api.StartMachineRequest) -> api.StartMachineResponse:
     """Start a machine. Raises NotFound, WrongState."""
     applied = await _apply(around, request, store.VERB_START)
@@ -91,24 +105,25 @@ async def stop_machine(around: Surroundings, request: api.StopMachineRequest) ->
 
 async def restart_machine(around: Surroundings, request: api.RestartMachineRequest) -> None:
     """Stop a machine and start it again. Raises NotFound, WrongState, InvalidConfig of `signal` and `timeout`."""
-async def list_versions(around: Surroundings, request: api.ListMachineVersionsRequest) -> Sequence[api.MachineVersion]:
-    """The versions of a machine, newest first. Raises NotFound, InvalidConfig of the field `limit`."""
-    if request.limit < 0:
-        raise _invalid([Violation("limit", f"must be 0..{VERSIONS_MOST}")])
-    app = await app_of(around, request)
-    limit = min(request.limit or VERSIONS_DEFAULT, VERSIONS_MOST)
-    wanted = store.ListMachineVersionsRequest(machine_id=request.machine_id, app_id=app.id, limit=limit)
-    try:
-        found = await around.retries(lambda: around.store.ListMachineVersions(wanted))
-    except NotFound:
-        raise no_machine(request.machine_id, request.app_name) from None
-    return [api.MachineVersion(version=each.instance_id, user_config=each.config) for each in found.versions]
-
-
     stop = _stop(request.signal, request.timeout)
     if request.force_stop:
         stop = store.StopOverride(signal="SIGKILL", timeout=Duration())
     await _apply(around, request, store.VERB_RESTART, stop=stop)
+
+
+async def suspend_machine(around: Surroundings, request: api.SuspendMachineRequest) -> None:
+    """Freeze a machine that runs. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_SUSPEND)
+
+
+async def cordon_machine(around: Surroundings, request: api.CordonMachineRequest) -> None:
+    """Leave a machine out of routing. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_CORDON)
+
+
+async def uncordon_machine(around: Surroundings, request: api.UncordonMachineRequest) -> None:
+    """Let a machine rejoin routing. Raises NotFound, WrongState."""
+    await _apply(around, request, store.VERB_UNCORDON)
 
 
 async def delete_machine(around: Surroundings, request: api.DeleteMachineRequest) -> None:
@@ -127,21 +142,6 @@ async def wait_for_machine(around: Surroundings, waits: Waits, request: api.Wait
     seconds = timeout_of(request.timeout)
     app = await around.apps.resolve(request.app_name)
     _check_id(request.machine_id, request.app_name)
-async def suspend_machine(around: Surroundings, request: api.SuspendMachineRequest) -> None:
-    """Freeze a machine that runs. Raises NotFound, WrongState."""
-    await _apply(around, request, store.VERB_SUSPEND)
-
-
-async def cordon_machine(around: Surroundings, request: api.CordonMachineRequest) -> None:
-    """Leave a machine out of routing. Raises NotFound, WrongState."""
-    await _apply(around, request, store.VERB_CORDON)
-
-
-async def uncordon_machine(around: Surroundings, request: api.UncordonMachineRequest) -> None:
-    """Let a machine rejoin routing. Raises NotFound, WrongState."""
-    await _apply(around, request, store.VERB_UNCORDON)
-
-
     events = EVENTS_DEFAULT if goal.after else 0
 
     async def read() -> Seen:
@@ -149,6 +149,13 @@ async def uncordon_machine(around: Surroundings, request: api.UncordonMachineReq
         return Seen(found.machine, found.events)
 
     await waits.wait(request.machine_id, goal, read, seconds)
+
+
+async def app_of(around: Surroundings, request: Any) -> store.AppRecord:
+    """The app of a request that names a machine. Raises NotFound, also for what cannot be the id of one."""
+    app = await around.apps.resolve(request.app_name)
+    _check_id(request.machine_id, request.app_name)
+    return app
 
 
 async def _read(around: Surroundings, app: store.AppRecord, machine_id: str, events: int) -> store.GetMachineResponse:
@@ -167,13 +174,6 @@ async def _apply(
     *,
     stop: store.StopOverride | None = None,
     force: bool = False,
-async def app_of(around: Surroundings, request: Any) -> store.AppRecord:
-    """The app of a request that names a machine. Raises NotFound, also for what cannot be the id of one."""
-    app = await around.apps.resolve(request.app_name)
-    _check_id(request.machine_id, request.app_name)
-    return app
-
-
 ) -> store.ApplyVerbResponse:
     app = await app_of(around, request)
     write = store.ApplyVerbRequest(

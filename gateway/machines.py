@@ -252,12 +252,12 @@ async def commit_creation(creation: Creation) -> None:
         source=SOURCE,
         plan_epoch=creation.conversion.epoch,
     )
+    if request.lease_ttl:
+        write.lease.CopyFrom(new_lease(around.random, request.lease_ttl))
     names_tried = 1
     while True:
         try:
             written = await around.retries(lambda: around.store.CreateMachine(write))
-    if request.lease_ttl:
-        write.lease.CopyFrom(new_lease(around.random, request.lease_ttl))
             break
         except NameTaken:
             if request.name or names_tried == MOST_NAMES_TRIED:
@@ -279,11 +279,11 @@ async def commit_creation(creation: Creation) -> None:
         config=None if whole else request.config,
         image=None if whole else creation.conversion.spec.image,
         events=written.events,
+        nonce=machine.lease.nonce,
     )
 
 
 async def commit_update(update: Update) -> None:
-        nonce=machine.lease.nonce,
     """Write the new version and move its reservation. Raises what the store refuses it for."""
     around, request = update.around, update.request
     write = store.UpdateMachineRequest(
@@ -300,11 +300,11 @@ async def commit_update(update: Update) -> None:
         cordoned=request.skip_service_registration,
         source=SOURCE,
         plan_epoch=update.conversion.epoch,
+        lease_nonce=shown_nonce(),
     )
     while True:
         try:
             # Not repeated when its answer is lost: a second one would be a second version.
-        lease_nonce=shown_nonce(),
             written = await around.store.UpdateMachine(write)
             break
         except NoCapacity as full:
