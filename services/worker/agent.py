@@ -28,34 +28,34 @@ from skerry.store.v1.store_pb2 import (
     Failed,
     Left,
     MachineRecord,
-    Observation,
     NotSuspended,
+    Observation,
     Started,
-    WatchFilter,
     Suspended,
+    WatchFilter,
     WatchResponse,
 )
 from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_DESTROYED,
     MACHINE_STATE_RESTARTING,
     MACHINE_STATE_STARTED,
-    MachineExitEvent,
     MACHINE_STATE_SUSPENDED,
+    MachineExitEvent,
 )
 
 from services.runtime.addresses import private_ip
 from services.runtime.clock import Clock
 from services.runtime.errors import SkerryError, WrongState
 from services.runtime.following import Follower
-from services.runtime.tasks import cancel, run_forever
 from services.runtime.sealing import Keyring
+from services.runtime.tasks import cancel, run_forever
 from services.runtime.telemetry import log
 from services.worker.checks import Checks, checks_of
 from services.worker.drivers.driver import (
     Assignment,
     CannotRun,
-    Driver,
     CannotSuspend,
+    Driver,
     Exit,
     Inside,
     LaunchLost,
@@ -365,6 +365,8 @@ class Agent:
         if running is not None:
             log.info("machine_adopted", machine=machine.id, pid=running.pid)
             self._attach(machine, running)
+            if entry.phase is Phase.SUSPENDED:
+                self._end_checks(machine)
         machine.ended = machine.ended or exit
 
     async def _stop_all(self, timeout: float) -> None:
@@ -373,8 +375,6 @@ class Agent:
         self._act()
         while tasks := [machine.task for machine in self._machines.values() if machine.task is not None]:
             await asyncio.wait(tasks)
-            if entry.phase is Phase.SUSPENDED:
-                self._end_checks(machine)
         await self._here().sync()
 
     # What the store wants
@@ -470,6 +470,10 @@ class Agent:
                 await self._wait(machine, entry.restart_at - self._clock.now())
             case Step.START:
                 await self._start(machine)
+            case Step.SUSPEND:
+                await self._suspend(machine)
+            case Step.RESUME:
+                await self._resume(machine)
             case Step.STOP:
                 await self._stop(machine)
             case Step.CONCLUDE:
@@ -480,10 +484,6 @@ class Agent:
                 await self._remove(machine, step)
 
     async def _start(self, machine: _Machine) -> None:
-            case Step.SUSPEND:
-                await self._suspend(machine)
-            case Step.RESUME:
-                await self._resume(machine)
         async with self._launches:
             record = machine.record
             # It may have waited for its turn, and the world not.
@@ -550,30 +550,6 @@ class Agent:
         running.ended.add_done_callback(ended)
         self._begin_checks(machine, self._clock.now() - running.started_at)
 
-    async def _stop(self, machine: _Machine) -> None:
-        entry = self._here().entries[machine.id]
-        if entry.stop is Stop.NO:
-            entry = replace(entry, stop=Stop.PAUSE if self._halting else Stop.REQUESTED)
-            self._write(entry)
-        run = Run(machine.id, entry.run)
-        began = self._clock.monotonic()
-        sent: Signals | None = None
-        while machine.ended is None:
-            number, seconds = _how_to_stop(machine.record)
-            deadline = began + seconds
-            if self._halting:
-                deadline = min(deadline, self._halted_by)
-            left = deadline - self._clock.monotonic()
-            if left <= 0:
-                self._driver.signal(run, SIGKILL)
-                left = _KILL_AGAIN_SECONDS
-            elif number is not sent:
-                self._driver.signal(run, number)
-                sent = number
-            machine.changed.clear()
-            await self._wait(machine, left)
-
-    def _conclude(self, machine: _Machine) -> None:
     async def _suspend(self, machine: _Machine) -> None:
         entry = self._here().entries[machine.id]
         try:
@@ -601,6 +577,32 @@ class Agent:
         machine.changed.clear()
         await machine.changed.wait()
 
+    async def _stop(self, machine: _Machine) -> None:
+        entry = self._here().entries[machine.id]
+        if entry.stop is Stop.NO:
+            entry = replace(entry, stop=Stop.PAUSE if self._halting else Stop.REQUESTED)
+            self._write(entry)
+        run = Run(machine.id, entry.run)
+        began = self._clock.monotonic()
+        sent: Signals | None = None
+        while machine.ended is None:
+            number, seconds = _how_to_stop(machine.record)
+            deadline = began + seconds
+            if self._halting:
+                deadline = min(deadline, self._halted_by)
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                self._driver.signal(run, SIGKILL)
+                left = _KILL_AGAIN_SECONDS
+            elif number is not sent:
+                self._driver.signal(run, number)
+                # One that is frozen would not see it.
+                await self._driver.resume(run)
+                sent = number
+            machine.changed.clear()
+            await self._wait(machine, left)
+
+    def _conclude(self, machine: _Machine) -> None:
         entry = self._here().entries[machine.id]
         exit, record = machine.ended, machine.record
         machine.running = machine.ended = None
@@ -620,8 +622,6 @@ class Agent:
                 record.spec.restart,
                 exit_code=exit.code,
                 ran_seconds=exit.at - entry.started_at,
-                # One that is frozen would not see it.
-                await self._driver.resume(run)
                 attempts=entry.attempts,
                 random=self._random,
             )
@@ -729,6 +729,8 @@ class Agent:
             return None
         if entry.phase is Phase.RUNNING and want is Want.RUN and record.state != MACHINE_STATE_STARTED:
             return _observation(entry, now, started=Started(restart_count=entry.restart_count))
+        if entry.phase is Phase.SUSPENDED and want is Want.SUSPEND and record.state != MACHINE_STATE_SUSPENDED:
+            return _observation(entry, now, suspended=Suspended())
         if entry.phase is Phase.FAILED and record.state not in AT_REST:
             return _observation(entry, now, failed=Failed(reason=entry.reason))
         if entry.phase is Phase.ENDED and record.state not in AT_REST:
@@ -753,8 +755,6 @@ class Agent:
             wanted,
             changed=changed,
             clock=self._clock,
-        if entry.phase is Phase.SUSPENDED and want is Want.SUSPEND and record.state != MACHINE_STATE_SUSPENDED:
-            return _observation(entry, now, suspended=Suspended())
             random=self._random,
             age=max(0.0, age),
             known=record.checks if age > 1.0 else (),
@@ -854,6 +854,8 @@ def _observation(
     destroyed: Destroyed | None = None,
     left: Left | None = None,
     checks_changed: ChecksChanged | None = None,
+    suspended: Suspended | None = None,
+    not_suspended: NotSuspended | None = None,
 ) -> Observation:
     return Observation(
         machine_id=entry.machine_id,
@@ -865,6 +867,8 @@ def _observation(
         destroyed=destroyed,
         left=left,
         checks_changed=checks_changed,
+        suspended=suspended,
+        not_suspended=not_suspended,
     )
 
 
@@ -872,7 +876,3 @@ def _timestamp(seconds: float) -> Timestamp:
     timestamp = Timestamp()
     timestamp.FromNanoseconds(int(seconds * 1e9))
     return timestamp
-    suspended: Suspended | None = None,
-    not_suspended: NotSuspended | None = None,
-        suspended=suspended,
-        not_suspended=not_suspended,

@@ -103,12 +103,12 @@ class CannotRun(Exception):
     """The machine cannot run here, and trying again does not mend that. The message is for the machine's owner."""
 
 
-class LaunchLost(Exception):
-    """It is not known whether the run was started: ask `recover`."""
 class CannotSuspend(Exception):
     """This driver cannot freeze the machine. The message is for the machine's owner."""
 
 
+class LaunchLost(Exception):
+    """It is not known whether the run was started: ask `recover`."""
 
 
 class Driver(Protocol):
@@ -140,8 +140,6 @@ class Driver(Protocol):
         """Where a run is that `launch` or `recover` gave; None if it has ended."""
         ...
 
-    async def remove(self, machine_id: str) -> None:
-        """Remove everything of a machine that does not run, except its volumes. Raises OSError."""
     async def suspend(self, run: Run) -> None:
         """Freeze the processes of a run that `launch` or `recover` gave, until `resume`. Nothing if it has ended.
 
@@ -153,6 +151,8 @@ class Driver(Protocol):
         """Let the processes of a run go on, frozen or not. Nothing if it has ended. Raises OSError."""
         ...
 
+    async def remove(self, machine_id: str) -> None:
+        """Remove everything of a machine that does not run, except its volumes. Raises OSError."""
         ...
 
     def found(self) -> Iterable[Found]:
