@@ -195,7 +195,8 @@ class CentralApp:
     async def _mirrored_releases(self, request: Request) -> list[Mapping[str, Any]]:
         app = await self._centre.catalog.app(request.path_params["app"])
         records = await self._centre.mirror.of_app(mirror.RELEASE, app.id)
-        return sorted((r.payload for r in records), key=lambda p: int(p.get("version") or 0), reverse=True)
+        newest_first = sorted((r.payload for r in records), key=lambda p: int(p.get("version") or 0), reverse=True)
+        return [{name: payload.get(name) for name in _RELEASE_FIELDS} for payload in newest_first]
 
     async def _set_faults(self, request: Request) -> Answer:
         if self._faults is None:
@@ -211,6 +212,9 @@ class CentralApp:
         return JSONResponse({"status": "ok" if healthy else "down", "release": release}, 200 if healthy else 503)
 
 
+_RELEASE_FIELDS = (
+    "id", "version", "stable", "in_progress", "status", "strategy", "user", "created_at", "image_ref"
+)  # fmt: skip
 _STATUS: dict[type[Refusal], int] = {Unauthorized: 401, Missing: 404, Invalid: 400}
 
 

@@ -130,8 +130,8 @@ class CentralService:
             feed=feed,
             mirror=Mirror(database),
             conversion=Conversion(self.release, catalog, lookup),
-            regions=self.regions,
-            releases=releases.load(settings.releases) if settings.releases else releases.RELEASES,
+            region_map=self.regions,
+            converters=releases.load(settings.releases) if settings.releases else releases.RELEASES,
             apps_domain=settings.apps_domain,
             viewer_email=settings.viewer_email,
         )

@@ -2,46 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import strawberry
 
+from services.central import mirror
 from services.central.catalog import Catalog
 from services.central.conversion import Conversion
+from services.central.errors import Missing
 from services.central.feed import Feed
+from services.central.graphql import types
 from services.central.mirror import Mirror
 from services.central.releases import Release
+from services.runtime import graphql_types as shared
 from services.runtime.regions import RegionMap
 
 
 @dataclass(frozen=True, slots=True)
 class Centre:
-    """One instance of the centre, as its GraphQL sees it."""
+    """One instance of the centre, as its GraphQL sees it: what clients read comes from the catalog and the mirror."""
 
     catalog: Catalog
     feed: Feed
     mirror: Mirror
     conversion: Conversion
-    regions: RegionMap
-    releases: Mapping[str, Release]
+    region_map: RegionMap
+    converters: Mapping[str, Release]
     apps_domain: str
     viewer_email: str
 
+    async def organizations(self) -> Sequence[shared.Organization]:
+        return [types.organization(record) for record in await self.catalog.organizations()]
+
+    async def organization(self, slug_or_id: str) -> shared.Organization:
+        return types.organization(await self.catalog.organization(slug_or_id))
+
+    async def organization_of(self, app: shared.App) -> shared.Organization:
+        return await self.organization(app.record.organization_id)
+
+    async def limits_of(self, organization: shared.Organization) -> shared.Limits:
+        limits = await self.catalog.limits(organization.id)
+        return shared.Limits(cpus=limits.cpus, memory_mb=limits.memory_mb, gpus=limits.gpus, machines=limits.machines)
+
+    async def app(self, name_or_id: str) -> shared.App:
+        return types.app(await self.catalog.app(name_or_id), self.apps_domain)
+
+    async def app_of(self, owned: shared.Machine | shared.Volume) -> shared.App:
+        return await self.app(str(owned.record.payload.get("app_id")))
+
+    async def status_of(self, app: shared.App) -> str:
+        return str(app.record.status)
+
+    async def machine(self, machine_id: str) -> shared.Machine:
+        record = await self.mirror.record(mirror.MACHINE, machine_id)
+        if record.gone:
+            raise Missing(shared.NO_MACHINE)
+        return types.machine(record)
+
+    async def machines_of(self, app: shared.App) -> Sequence[shared.Machine]:
+        records = await self.mirror.of_app(mirror.MACHINE, app.id)
+        return [types.machine(record) for record in records if not record.gone]
+
+    async def regions_of(self, app: shared.App) -> Sequence[shared.Region]:
+        codes = {machine.region for machine in await self.machines_of(app)}
+        found = [region for region in self.regions() if region.code in codes]
+        return found or [shared.Region.of(self.region_map.region_of_cell(app.home_cell))]
+
+    async def volume(self, volume_id: str) -> shared.Volume:
+        return types.volume(await self.mirror.record(mirror.VOLUME, volume_id))
+
+    async def releases_of(self, app: shared.App, first: int) -> Sequence[shared.ReleaseUnprocessed]:
+        records = await self.mirror.of_app(mirror.RELEASE, app.id)
+        newest_first = sorted(records, key=lambda record: int(record.payload.get("version") or 0), reverse=True)
+        return [types.release(record) for record in newest_first[:first]]
+
+    async def secrets_of(self, app: shared.App) -> shared.Secrets:
+        return shared.Secrets(
+            app.record.secrets_version, [types.secret(secret) for secret in await self.catalog.secrets(app.id)]
+        )
+
+    async def image(self, reference: str) -> shared.Image | None:
+        alias = await self.catalog.image(reference)
+        return types.image(alias) if alias else None
+
+    async def newest_image(self, reference: str) -> shared.ImageVersion | None:
+        alias = await self.catalog.newest_image(reference)
+        return shared.ImageVersion.of(alias.name, alias.repository, alias.digest) if alias else None
+
+    def regions(self) -> Sequence[shared.Region]:
+        return [shared.Region.of(region) for region in self.region_map.regions]
+
+    def nearest_region(self) -> shared.Region:
+        return self.regions()[0]
+
+    def viewer(self) -> shared.User | shared.Macaroon:
+        return shared.User.of(self.viewer_email)
+
 
 Info = strawberry.Info[Centre, Any]
-
-Resolver = TypeVar("Resolver", bound=Callable[..., Any])
-
-
-def field(description: str) -> Callable[[Resolver], Resolver]:
-    """strawberry.field with a description, for type checkers too."""
-    decorator: Callable[[Resolver], Resolver] = strawberry.field(description=description)
-    return decorator
-
-
-def mutation(description: str) -> Callable[[Resolver], Resolver]:
-    """strawberry.mutation with a description, for type checkers too."""
-    decorator: Callable[[Resolver], Resolver] = strawberry.mutation(description=description)
-    return decorator

@@ -7,22 +7,25 @@ from typing import Any
 import strawberry
 from graphql import GraphQLError
 from strawberry.scalars import JSON
-from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext
 
 from services.central import catalog, conversion, feed, mirror
-from services.central.errors import Invalid, Missing, TakenByRegions
+from services.central.errors import Invalid, TakenByRegions
 from services.central.graphql import types
-from services.central.graphql.context import Info, field, mutation
-from services.central.graphql.types import (
-    AddOnType,
+from services.central.graphql.context import Info
+from services.central.releases import Release as CentralRelease
+from services.runtime.graphql_types import (
     App,
     AppConnection,
     Long,
     Organization,
-    OrganizationConnection,
+    ReadQuery,
+    Release,
+    User,
+    field,
+    mutation,
+    schema_config,
 )
-from services.central.releases import Release as CentralRelease
 
 MOST_NODES = 1_000
 LONGEST_PARTS = 100
@@ -97,7 +100,7 @@ class DeleteAppPayload:
 class SecretsPayload:
     app: App
     version: int
-    release: types.Release | None
+    release: Release | None
 
 
 @strawberry.type(description="`record` is what the feed has of the secrets, with their values; null without any ever.")
@@ -107,7 +110,7 @@ class SecretsRecordPayload:
 
 @strawberry.type
 class ReleasePayload:
-    release: types.Release
+    release: Release
 
 
 @strawberry.type(description="A name for an image.")
@@ -149,20 +152,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 
 @strawberry.type
-class Query:
-    @field("All organizations.")
-    async def organizations(self, info: Info, admin: bool | None = None) -> OrganizationConnection:
-        found = await info.context.catalog.organizations()
-        return OrganizationConnection(nodes=[Organization.of(record) for record in found])
-
-    @field("One organization, by its slug or id. NOT_FOUND.")
-    async def organization(self, info: Info, slug: str | None = None, id: strawberry.ID | None = None) -> Organization:
-        return Organization.of(await info.context.catalog.organization(slug or id or ""))
-
-    @field("One app, by its name or id. NOT_FOUND.")
-    async def app(self, info: Info, name: str | None = None, id: strawberry.ID | None = None) -> App:
-        return App.of(await info.context.catalog.app(name or id or ""), info)
-
+class Query(ReadQuery):
     @field("Apps by name, after the name `after`.")
     async def apps(
         self, info: Info, organization_slug: str | None = None, after: str = "", first: int = 100
@@ -170,39 +160,7 @@ class Query:
         if not 1 <= first <= MOST_NODES:
             raise Invalid(f"first must be 1..{MOST_NODES}, is {first}")
         found = await info.context.catalog.apps(organization_slug, after, first)
-        return AppConnection(nodes=[App.of(record, info) for record in found])
-
-    @field("One machine, from the mirror. NOT_FOUND.")
-    async def machine(self, info: Info, machine_id: str) -> types.Machine:
-        record = await info.context.mirror.record(mirror.MACHINE, machine_id)
-        if record.gone:
-            raise Missing("Could not find Machine")
-        return types.Machine.of(record)
-
-    @field("One volume, from the mirror. NOT_FOUND.")
-    async def volume(self, info: Info, id: strawberry.ID) -> types.Node:
-        return types.Volume.of(await info.context.mirror.record(mirror.VOLUME, id))
-
-    @field("The regions.")
-    def platform(self, info: Info) -> types.Platform:
-        regions = [types.Region.of(region) for region in info.context.regions.regions]
-        return types.Platform(request_region=regions[0].code, regions=regions)
-
-    @field("The region to use when none is named: the first.")
-    def nearest_region(self, info: Info) -> types.Region:
-        return types.Region.of(info.context.regions.regions[0])
-
-    @field("The holder of the token.")
-    def viewer(self, info: Info) -> types.Viewer:
-        email = info.context.viewer_email
-        return types.User(id=strawberry.ID(email), email=email, name=email)
-
-    @field("The newest image that aliases know for a reference; null when they know none.")
-    async def latest_image_details(
-        self, info: Info, image: str, fly_version: str | None = None
-    ) -> types.ImageVersion | None:
-        alias = await info.context.catalog.newest_image(image)
-        return types.ImageVersion.of(alias) if alias else None
+        return AppConnection(nodes=[types.app(record, info.context.apps_domain) for record in found])
 
     @field("Changes after a position, in order; waits for some, waitMs at most. TOO_OLD: take a snapshot.")
     async def changes(self, info: Info, after: str, limit: int, wait_ms: int | None = None) -> Changes:
@@ -229,7 +187,7 @@ class Query:
 
     @field("What the releases that the instance knows of convert.")
     def releases(self, info: Info) -> list[Converter]:
-        return [_converter(release) for release in info.context.releases.values()]
+        return [_converter(release) for release in info.context.converters.values()]
 
     @field(
         "Convert exactly these parts (NAME, or NAME@VERSION) of a configuration in its public JSON form. "
@@ -390,11 +348,11 @@ class Mutation:
             role=input.app_role_id,
             app_id=input.id,
         )
-        return CreateAppPayload(app=App.of(record, info))
+        return CreateAppPayload(app=types.app(record, info.context.apps_domain))
 
     @mutation("Delete an app, by its name or id. NOT_FOUND.")
     async def delete_app(self, info: Info, app_id: strawberry.ID) -> DeleteAppPayload:
-        return DeleteAppPayload(organization=Organization.of(await info.context.catalog.delete_app(app_id)))
+        return DeleteAppPayload(organization=types.organization(await info.context.catalog.delete_app(app_id)))
 
     @mutation("Set secrets of an app; replaceAll: remove those that are not named.")
     async def set_secrets(self, info: Info, input: SetSecretsInput) -> SecretsPayload:
@@ -418,7 +376,7 @@ class Mutation:
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def create_release(self, info: Info, input: CreateReleaseInput) -> ReleasePayload:
         app = await info.context.catalog.app(input.app_id)
-        home = info.context.regions.region_of_cell(app.home_cell)
+        home = info.context.region_map.region_of_cell(app.home_cell)
         raise TakenByRegions(
             f"releases of {app.name} are taken by its home region {home.code}: send them there",
             {"region": home.code, "cell": app.home_cell},
@@ -427,7 +385,7 @@ class Mutation:
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def update_release(self, info: Info, input: UpdateReleaseInput) -> ReleasePayload:
         record = await info.context.mirror.record(mirror.RELEASE, input.release_id)
-        home = info.context.regions.region_of_cell(record.cell)
+        home = info.context.region_map.region_of_cell(record.cell)
         raise TakenByRegions(
             f"that release was taken by the region {home.code}: send its progress there",
             {"region": home.code, "cell": record.cell},
@@ -447,13 +405,13 @@ class Mutation:
     @mutation("For operators: a new organization. NAME_TAKEN.")
     async def create_organization(self, info: Info, input: CreateOrganizationInput) -> OrganizationPayload:
         record = await info.context.catalog.create_organization(input.slug or input.name, input.name)
-        return OrganizationPayload(organization=Organization.of(record))
+        return OrganizationPayload(organization=types.organization(record))
 
     @mutation("For operators: set all limits of an organization; null is no bound.")
     async def set_organization_limits(self, info: Info, input: SetOrganizationLimitsInput) -> OrganizationPayload:
         limits = catalog.Limits(input.cpus, input.memory_mb, input.gpus, input.machines)
         record = await info.context.catalog.set_limits(input.organization_id, limits)
-        return OrganizationPayload(organization=Organization.of(record))
+        return OrganizationPayload(organization=types.organization(record))
 
     @mutation("Events of a cell's log, in order. What the mirror has already is passed over.")
     async def mirror_events(self, info: Info, input: MirrorEventsInput) -> MirrorPosition:
@@ -487,7 +445,7 @@ async def _secrets_record(records: catalog.Catalog, app_id: str) -> SecretsRecor
 def _secrets_changed(record: catalog.App, info: Info) -> SecretsPayload:
     version = record.secrets_version
     email = info.context.viewer_email
-    release = types.Release(
+    release = Release(
         id=strawberry.ID(f"{record.id}-secrets-{version}"),
         version=version,
         description="Secrets changed",
@@ -497,16 +455,10 @@ def _secrets_changed(record: catalog.App, info: Info) -> SecretsPayload:
         stable=True,
         in_progress=False,
         deployment_strategy="",
-        user=types.User(id=strawberry.ID(email), email=email, name=email),
+        user=User.of(email),
         created_at="",
     )
-    return SecretsPayload(app=App.of(record, info), version=version, release=release)
-
-
-def _long(value: object) -> Long:
-    if isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
-        return Long(value)
-    raise ValueError("a Long is an integer of 64 bits")
+    return SecretsPayload(app=types.app(record, info.context.apps_domain), version=version, release=release)
 
 
 class Schema(strawberry.Schema):
@@ -519,10 +471,5 @@ class Schema(strawberry.Schema):
 schema = Schema(
     Query,
     Mutation,
-    config=StrawberryConfig(
-        scalar_map={
-            AddOnType: strawberry.scalar(name="AddOnType", description="A kind of add-ons.", serialize=str),
-            Long: strawberry.scalar(name="Long", description="A signed 64-bit integer.", parse_value=_long),
-        }
-    ),
+    config=schema_config(),
 )
