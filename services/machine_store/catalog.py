@@ -78,7 +78,12 @@ class Catalog:
 
 
 def _counted(row: Row) -> GetAppResponse:
-    return GetAppResponse(app=app_record(row), machine_count=row["machine_count"], was_deployed=row["was_deployed"])
+    return GetAppResponse(
+        app=app_record(row),
+        machine_count=row["machine_count"],
+        was_deployed=row["was_deployed"],
+        volume_count=row["volume_count"],
+    )
 
 
 def _no_app(name: str) -> NotFound:

@@ -44,13 +44,14 @@ from services.machine_store.records import (
     timestamp,
     whole_machine_record,
 )
-from services.machine_store.steps import Create, NewMachine, Outcome, Step, Unit, step_to
+from services.machine_store.steps import Create, NewMachine, Outcome, Step, Unit, complete, step_to
 from services.machine_store.transitions import DESIRED, RUN_AGAIN, Asked, State, ask, state_name
 from services.runtime.errors import (
     Conflict,
     DependencyDown,
     IdempotencyConflict,
     InvalidConfig,
+    MissingReference,
     NameTaken,
     NoCapacity,
     NotFound,
@@ -58,9 +59,12 @@ from services.runtime.errors import (
     SkerryError,
     VersionMismatch,
     Violation,
+    VolumeElsewhere,
+    WrongState,
 )
 
 _SQL = load("machines")
+_VOLUMES_SQL = load("volumes")
 
 CHUNK = 200
 """Most machines in one message of a list."""
@@ -119,10 +123,14 @@ class Machines:
     async def create(self, request: CreateMachineRequest) -> Created:
         """Create a machine on the first candidate with room.
 
-        Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, PlanMoved, DependencyDown.
+        Raises InvalidConfig, NotFound (the app), NameTaken, IdempotencyConflict, NoCapacity, PlanMoved, DependencyDown;
+        with a volume also MissingReference, WrongState (another machine has it), VolumeElsewhere.
         """
         create = self._new_machine(request, await self._new_lease(request))
-        outcome = await self._create_for_certain(create)
+        if request.volume_id:
+            outcome = await self._create_at_volume(create, request.volume_id)
+        else:
+            outcome = await self._create_for_certain(create)
         if outcome.outcome == "done":
             return Created(create.record, [create.event], repeated=False)
         if outcome.outcome == "repeated":
@@ -485,6 +493,35 @@ class Machines:
             return "unknown"
         if outcome.outcome == "missing":
             raise _no_machine(record.id)
+    async def _create_at_volume(self, create: Create, volume_id: str) -> Outcome:
+        """Create a machine and attach a volume to it, in a transaction of their own. Its ids make it safe to repeat.
+
+        Raises MissingReference, WrongState (another machine has the volume), VolumeElsewhere, DependencyDown.
+        """
+        row = await self._database.fetchrow(
+            _VOLUMES_SQL["commit_at_volume"], create.row, create.plan_epoch, storable(volume_id), patience=_PATIENCE
+        )
+        assert row is not None
+        outcome = Outcome(*row)
+        match outcome.outcome:
+            case "done":
+                complete(create.record, outcome)
+            case "no_volume":
+                raise MissingReference(
+                    f"the app has no volume {volume_id}: create it first", metadata={"volume_id": volume_id}
+                )
+            case "volume_taken":
+                raise WrongState(
+                    f"machine {outcome.machine_id} has volume {volume_id}: destroy that first, or take another volume",
+                    metadata={"volume_id": volume_id, "machine_id": outcome.machine_id or ""},
+                )
+            case "volume_elsewhere":
+                raise VolumeElsewhere(
+                    f"volume {volume_id} is on worker {outcome.worker_id}, and the machine would not be",
+                    metadata={"volume_id": volume_id, "worker_id": outcome.worker_id or ""},
+                )
+        return outcome
+
         if outcome.outcome == "plan_moved":
             raise _plan_moved(plan_epoch, outcome)
         return outcome.outcome

@@ -8,7 +8,13 @@ from random import Random
 from typing import Any, TypeAlias
 
 import grpc
-from skerry.store.v1 import catalog_store_pb2_grpc, plan_store_pb2_grpc, release_store_pb2_grpc, store_pb2_grpc
+from skerry.store.v1 import (
+    catalog_store_pb2_grpc,
+    plan_store_pb2_grpc,
+    release_store_pb2_grpc,
+    store_pb2_grpc,
+    volume_store_pb2_grpc,
+)
 from skerry.store.v1 import store_pb2 as pb
 
 from services.machine_store import schema
@@ -27,6 +33,8 @@ from services.machine_store.releases import Releases
 from services.machine_store.replica import Replica
 from services.machine_store.reports import Reports
 from services.machine_store.transitions import Asked
+from services.machine_store.volume_service import VolumeStoreService
+from services.machine_store.volumes import Volumes
 from services.machine_store.watch import Log
 from services.machine_store.workers import Workers, age
 from services.runtime.clock import Clock
@@ -86,6 +94,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._clock = clock
         self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
         self._catalog_store = CatalogStoreService(Replica(self._database, events=events))
+        self._volume_store = VolumeStoreService(Volumes(self._database, clock=clock))
         self._release_store = ReleaseStoreService(Releases(self._database, clock=clock))
 
     def register(self, registry: Registry) -> None:
@@ -93,6 +102,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         store_pb2_grpc.add_MachineStoreServicer_to_server(self, registry)
         plan_store_pb2_grpc.add_PlanStoreServicer_to_server(self._plan_store, registry)
         catalog_store_pb2_grpc.add_CatalogStoreServicer_to_server(self._catalog_store, registry)
+        volume_store_pb2_grpc.add_VolumeStoreServicer_to_server(self._volume_store, registry)
         release_store_pb2_grpc.add_ReleaseStoreServicer_to_server(self._release_store, registry)
 
     async def run(self, ready: Callable[[], None]) -> None:

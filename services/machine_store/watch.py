@@ -26,6 +26,8 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_PLAN,
     RECORD_KIND_RELEASE,
     RECORD_KIND_SECRETS,
+    RECORD_KIND_SNAPSHOT,
+    RECORD_KIND_VOLUME,
     RECORD_KIND_WORKER,
     Change,
     WatchFilter,
@@ -45,6 +47,7 @@ from services.machine_store.records import (
 )
 from services.machine_store.releases import release_record
 from services.machine_store.steps import Version
+from services.machine_store.volumes import snapshot_record, volume_record
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown, InvalidConfig, RevisionTooOld, SkerryError, Violation
 from services.runtime.tasks import run_forever
@@ -94,6 +97,14 @@ class Selection:
             )
         if kind == RECORD_KIND_WORKER:
             return not self.worker_id or change.worker.id == self.worker_id
+        if kind == RECORD_KIND_VOLUME:
+            return (not self.worker_id or change.volume.worker_id == self.worker_id) and (
+                not self.app_id or change.volume.app_id == self.app_id
+            )
+        if kind == RECORD_KIND_SNAPSHOT:
+            return (not self.worker_id or change.snapshot.worker_id == self.worker_id) and (
+                not self.app_id or change.snapshot.app_id == self.app_id
+            )
         if kind == RECORD_KIND_RELEASE:
             return not self.app_id or change.release.app_id == self.app_id
         if kind == RECORD_KIND_SECRETS:
@@ -513,6 +524,14 @@ def _secrets_change(row: Row) -> Change:
     )
 
 
+def _volume_change(row: Row) -> Change:
+    return Change(revision=row["revision"], volume=volume_record(_columns(row)))
+
+
+def _snapshot_change(row: Row) -> Change:
+    return Change(revision=row["revision"], snapshot=snapshot_record(_columns(row)))
+
+
 def _unknown_change(row: Row) -> Change:
     """A change of a kind that only newer instances know: it passes no filter, but has its revision."""
     return Change(revision=row["revision"])
@@ -531,6 +550,8 @@ _CHANGES: Mapping[int, Callable[[Row], Change]] = {
     RECORD_KIND_ORGANIZATION: _organization_change,
     RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
     RECORD_KIND_SECRETS: _secrets_change,
+    RECORD_KIND_VOLUME: _volume_change,
+    RECORD_KIND_SNAPSHOT: _snapshot_change,
     RECORD_KIND_RELEASE: _release_change,
 }
 _KINDS: Mapping[str, int] = {
@@ -541,6 +562,8 @@ _KINDS: Mapping[str, int] = {
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
     "secrets": RECORD_KIND_SECRETS,
+    "volume": RECORD_KIND_VOLUME,
+    "snapshot": RECORD_KIND_SNAPSHOT,
     "release": RECORD_KIND_RELEASE,
 }
 """The kind of a change by the name of its record's field."""
@@ -551,6 +574,8 @@ _STATES: Mapping[int, str] = {
     RECORD_KIND_SECRETS: "state_of_secrets",
     RECORD_KIND_APP: "state_of_apps",
     RECORD_KIND_WORKER: "state_of_workers",
+    RECORD_KIND_VOLUME: "state_of_volumes",
+    RECORD_KIND_SNAPSHOT: "state_of_snapshots",
     RECORD_KIND_RELEASE: "state_of_releases",
 }
 """The statement that reads the state of a kind; machines have several."""

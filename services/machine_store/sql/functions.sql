@@ -578,7 +578,7 @@ END
 $$
 
 -- name: function_repair_reservations
--- Set what is reserved on every worker to what its machines need; answers the workers where that was something else.
+-- Set what is reserved on every worker to what its machines and volumes need; answers the workers where that was something else.
 CREATE FUNCTION repair_reservations(duty_name text, wanted bigint) RETURNS SETOF text
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -591,6 +591,10 @@ BEGIN
             SELECT worker_id AS worker, reserved AS amounts FROM machines WHERE state <> 10
             UNION ALL
             SELECT leaving_worker_id, leaving_reserved FROM machines WHERE leaving_worker_id <> ''
+            UNION ALL
+            SELECT worker_id, disk(size_bytes) FROM volumes WHERE state <> 7
+            UNION ALL
+            SELECT worker_id, kept FROM volumes WHERE kept <> '{}'
         ), needed AS (
             SELECT w.id,
             coalesce(sum(amounts[1]), 0)::bigint AS shared_cpu_millicores,

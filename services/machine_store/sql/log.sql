@@ -73,3 +73,11 @@ SELECT revision, document AS record FROM catalog_records WHERE kind = 6 AND NOT 
 -- name: state_of_secrets
 -- Secrets of apps that are not deleted.
 SELECT revision, document - 'history' AS record FROM catalog_records WHERE kind = 7 AND NOT deleted ORDER BY revision
+
+-- name: state_of_volumes
+-- Volumes that are not destroyed.
+SELECT revision, to_jsonb(v) - 'key' - 'fingerprint' AS record FROM volumes v WHERE state <> 7 ORDER BY revision
+
+-- name: state_of_snapshots
+-- Snapshots that are kept.
+SELECT revision, to_jsonb(s) AS record FROM snapshots s WHERE state <> 4 ORDER BY revision

@@ -13,7 +13,7 @@ import asyncpg
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from skerry.store.v1 import store_pb2 as pb
-from skerry.store.v1 import store_pb2_grpc
+from skerry.store.v1 import store_pb2_grpc, volume_store_pb2_grpc
 from skerry.types.v1.machine_pb2 import MachineCheckStatus, MachineExitEvent, MachineState
 from skerry.types.v1.resources_pb2 import Resources
 
@@ -34,20 +34,27 @@ APP = "app-1"
 class Store:
     """One process's machine-store, seen through a channel."""
 
-    def __init__(self, service: MachineStoreService, stub: store_pb2_grpc.MachineStoreAsyncStub, seed: int) -> None:
+    def __init__(
+        self,
+        service: MachineStoreService,
+        stub: store_pb2_grpc.MachineStoreAsyncStub,
+        seed: int,
+        volumes: volume_store_pb2_grpc.VolumeStoreAsyncStub,
+    ) -> None:
         self.service = service
         self.stub = stub
+        self.volumes = volumes
         self.random = Random(seed)
         self._numbers = itertools.count(1)
         self.sequences: dict[str, int] = {}
 
     async def worker(
-        self, worker_id: str = "w1", capacity: Resources = ROOM, *, journal: str = "j1"
+        self, worker_id: str = "w1", capacity: Resources = ROOM, *, journal: str = "j1", zone: str = "a"
     ) -> pb.RegisterWorkerResponse:
         return await self.stub.RegisterWorker(
             pb.RegisterWorkerRequest(
                 worker_id=worker_id,
-                zone="a",
+                zone=zone,
                 address="127.0.0.1:1",
                 capacity=capacity,
                 journal_id=journal,
@@ -185,7 +192,8 @@ async def running_store(dsn: str, *, seed: int = 1, tick: float = 0.05) -> Async
             await task
         assert ready.is_set(), "the store does not become ready"
         channel = local(registry, caller="001/tests", callee="machine-store", secret="s", default_timeout=30)
-        yield Store(service, store_pb2_grpc.MachineStoreStub(channel), seed)
+        volumes = volume_store_pb2_grpc.VolumeStoreStub(channel)
+        yield Store(service, store_pb2_grpc.MachineStoreStub(channel), seed, volumes)
     finally:
         await cancel(task, waiting)
 
