@@ -470,29 +470,6 @@ class Machines:
                 lost = error
         raise lost
 
-    def _enter(self, record: MachineRecord, state: State, *, resumes: bool = False) -> None:
-        """Put a machine into a state that was asked for. One that resumes is still in its generation."""
-        record.state = state
-        record.desired = DESIRED[state]
-        record.reason = ""
-        record.ClearField("stop")
-        if state in RUN_AGAIN:
-            record.generation_at.CopyFrom(timestamp(self._events.now()))
-        if state in RUN_AGAIN and not resumes:
-            record.generation += 1
-            record.restart_count = 0
-            del record.checks[:]
-
-    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent | None, plan_epoch: int = 0) -> str:
-        """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
-        unit = Unit(plan_epoch=plan_epoch)
-        unit.add(step, record, event)
-        try:
-            outcome = (await self._writer.submit(unit))[0]
-        except OutcomeUnknown:
-            return "unknown"
-        if outcome.outcome == "missing":
-            raise _no_machine(record.id)
     async def _create_at_volume(self, create: Create, volume_id: str) -> Outcome:
         """Create a machine and attach a volume to it, in a transaction of their own. Its ids make it safe to repeat.
 
@@ -522,6 +499,29 @@ class Machines:
                 )
         return outcome
 
+    def _enter(self, record: MachineRecord, state: State, *, resumes: bool = False) -> None:
+        """Put a machine into a state that was asked for. One that resumes is still in its generation."""
+        record.state = state
+        record.desired = DESIRED[state]
+        record.reason = ""
+        record.ClearField("stop")
+        if state in RUN_AGAIN:
+            record.generation_at.CopyFrom(timestamp(self._events.now()))
+        if state in RUN_AGAIN and not resumes:
+            record.generation += 1
+            record.restart_count = 0
+            del record.checks[:]
+
+    async def _try(self, step: Step, record: MachineRecord, event: MachineEvent | None, plan_epoch: int = 0) -> str:
+        """What became of one step. "conflict" and "unknown" ask for another look at the machine."""
+        unit = Unit(plan_epoch=plan_epoch)
+        unit.add(step, record, event)
+        try:
+            outcome = (await self._writer.submit(unit))[0]
+        except OutcomeUnknown:
+            return "unknown"
+        if outcome.outcome == "missing":
+            raise _no_machine(record.id)
         if outcome.outcome == "plan_moved":
             raise _plan_moved(plan_epoch, outcome)
         return outcome.outcome
