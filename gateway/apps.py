@@ -145,7 +145,7 @@ class Apps:
         if app is None:
             app = await self._ask(name) if is_app_name(name) and _may_reach(name) else None
         if app is None:
-            raise _no_app(name)
+            raise no_app(name)
         return app if _reaches(app) else await self._hide(name)
 
     async def _hide(self, name: str) -> Never:
@@ -157,7 +157,7 @@ class Apps:
                 pass
             except DependencyDown as error:
                 raise _cannot_ask(error, name) from error
-        raise _no_app(name)
+        raise no_app(name)
 
     async def _ask(self, name: str) -> store.AppRecord | None:
         """Ask the store, together with others who ask for the same."""
@@ -240,10 +240,10 @@ class Apps:
     async def get(self, name: str) -> api.App:
         """One app, with its number of machines. Raises NotFound."""
         if not is_app_name(name) or not _may_reach(name):
-            raise _no_app(name)
+            raise no_app(name)
         found = await self._find(name)
         if found is None:
-            raise _no_app(name)
+            raise no_app(name)
         if not _reaches(found.app):
             await self._hide(name)
         return self._public(found.app, found.machine_count, was_deployed=found.was_deployed)
@@ -264,7 +264,7 @@ class Apps:
     async def delete(self, name: str) -> None:
         """Take an app away; its machines are being destroyed. Raises NotFound."""
         if not is_app_name(name):
-            raise _no_app(name)
+            raise no_app(name)
         principal = current_principal.get()
         if principal is not None and principal.organization is not None:
             await self.resolve(name)
@@ -274,7 +274,7 @@ class Apps:
             else:
                 await self._store.DeleteApp(store.DeleteAppRequest(name=name, source="user"))
         except NotFound:
-            raise _no_app(name) from None
+            raise no_app(name) from None
         except DependencyDown as error:
             raise _centre_is_away(error, f"the app {name!r} cannot be deleted now") from error
 
@@ -341,5 +341,6 @@ def _no_organization(slug: str) -> NotFound:
     return NotFound(f"there is no organization {slug!r} that this token reaches")
 
 
-def _no_app(name: str) -> NotFound:
+def no_app(name: str) -> NotFound:
+    """The error for an app that does not exist, or that the token does not reach: nobody can tell which."""
     return NotFound(f"there is no app {name!r} that this token reaches")

@@ -18,6 +18,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2 import PlaceRequest
 from skerry.store.v1 import store_pb2 as store
 from skerry.types.v1.resources_pb2 import Resources
+from skerry.types.v1.spec_pb2 import SecretsUse
 
 from gateway.apps import Apps
 from gateway.capacity import no_capacity
@@ -27,6 +28,7 @@ from gateway.public import public_machine
 from gateway.retrying import Retries
 from gateway.routing import Routing
 from gateway.saga import Saga, Step
+from gateway.secrets import Secrets
 from services.runtime.clock import Clock
 from services.runtime.errors import (
     InvalidConfig,
@@ -67,6 +69,7 @@ class Surroundings:
     regions: RegionMap
     routing: Routing
     apps: Apps
+    secrets: Secrets
     store: MachineStoreAsyncStub
     converter: ConfigConverterAsyncStub
     scheduler: SchedulerAsyncStub
@@ -198,7 +201,16 @@ async def convert(version: Version, min_epoch: int = 0) -> None:
         raise _invalid([*version.violations, *error.violations]) from None
     if version.violations:
         raise _invalid(version.violations)
+    if version.request.skip_secrets or version.request.min_secrets_version:
+        use = SecretsUse(skip=version.request.skip_secrets, min_version=version.request.min_secrets_version)
+        version.conversion.spec.secrets.CopyFrom(use)
     version.need = need_of(version.conversion.spec)
+
+
+async def check_secrets(version: Version) -> None:
+    """Look for the secrets that the machine needs. Raises SecretsNotHereYet, MissingReference."""
+    spec = version.conversion.spec
+    await version.around.secrets.insist_on(version.app, spec, version.request.min_secrets_version)
 
 
 async def _converted(around: Surroundings, request: ConvertRequest) -> ConversionResult:
@@ -328,6 +340,7 @@ CREATE_MACHINE: Saga[Creation] = Saga(
     Step("resolve app", resolve_app),  # reads
     Step("look key up", look_key_up),  # reads; a repeat is answered here
     Step("convert", convert),  # pure
+    Step("check secrets", check_secrets),  # reads, where the machine names any
     Step("place", place),  # advisory: nothing is reserved yet
     Step("commit", commit_creation),  # the only durable step: one transaction
 )
@@ -336,6 +349,7 @@ UPDATE_MACHINE: Saga[Update] = Saga(
     Step("resolve app", resolve_app),  # reads
     Step("read machine", read_machine),  # reads
     Step("convert", convert),  # pure
+    Step("check secrets", check_secrets),  # reads, where the machine names any
     Step("place", place_if_it_grows),  # advisory: nothing is reserved yet
     Step("commit", commit_update),  # the only durable step: one transaction
 )

@@ -10,7 +10,14 @@ from typing import Any, TypeVar, cast
 import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
 from skerry.machines.v1 import machines_pb2 as api
-from skerry.machines.v1 import machines_pb2_grpc, organizations_pb2_grpc, platform_pb2_grpc, releases_pb2_grpc
+from skerry.machines.v1 import (
+    graphql_pb2_grpc,
+    machines_pb2_grpc,
+    organizations_pb2_grpc,
+    platform_pb2_grpc,
+    releases_pb2_grpc,
+    secrets_pb2_grpc,
+)
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreStub
@@ -26,12 +33,15 @@ from gateway.release_service import ReleasesService
 from gateway.releases import Releases
 from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
+from gateway.secrets import Secrets
+from gateway.secrets_service import SecretsService
 from gateway.waits import Waits
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown
 from services.runtime.following import follow
 from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry, ServerInterceptor, current_call
+from services.runtime.sealing import Keyring
 
 NAME = "gateway"
 
@@ -70,11 +80,13 @@ class GatewayService:
         central_sync: grpc.aio.Channel | None = None,
         connect: Connect = connect_in_the_clear,
         connect_worker: inside.Connect | None = None,
+        keyring: Keyring | None = None,
     ) -> None:
         """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map.
 
         Without `central_sync` there is no centre: apps are the region's own. `connect` makes the channels to the
-        gateways of other cells, `connect_worker` those to the workers of this one.
+        gateways of other cells, `connect_worker` those to the workers of this one. `keyring` opens secrets of apps for
+        those who may see them.
         """
         self._store = MachineStoreStub(store)
         self._catalog = Catalog()
@@ -85,12 +97,14 @@ class GatewayService:
         self._routing = Routing(cell=cell, regions=regions, connect=connect)
         centre = CentralSyncStub(central_sync) if central_sync is not None else None
         self._apps = apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random, central_sync=centre)
+        secrets = Secrets(apps, CatalogStoreStub(store), central_sync=centre, keyring=keyring)
         around = machines.Surroundings(
             cell=cell,
             region=self._routing.region,
             regions=regions,
             routing=self._routing,
             apps=apps,
+            secrets=secrets,
             store=self._store,
             converter=ConfigConverterStub(converter),
             scheduler=SchedulerStub(scheduler),
@@ -98,6 +112,7 @@ class GatewayService:
             clock=clock,
             random=random,
         )
+        self._secrets = SecretsService(secrets)
         self._fleet = Fleet()
         self._workers = inside.WorkerChannels(self._fleet, connect_worker or _no_way_to_workers)
         releases = Releases(
@@ -105,7 +120,18 @@ class GatewayService:
         )
         self._releases = ReleasesService(releases)
         self._platform = PlatformService(around, self._catalog)
-        self._servicer = _Servicer(around, self._waits, self._workers)
+        self._graphql = GraphQLService(
+            Sources(
+                around=around,
+                catalog=self._catalog,
+                releases=releases,
+                catalog_store=CatalogStoreStub(store),
+                volume_store=VolumeStoreStub(store),
+                secrets=secrets,
+            )
+        )
+        self._watches = Watches()
+        self._servicer = _Servicer(around, self._waits, self._watches, self._workers)
 
     @property
     def is_ready(self) -> bool:
@@ -124,6 +150,7 @@ class GatewayService:
     def register(self, registry: Registry) -> None:
         """Add the public Machines service to `registry`, which must check tokens (see `public_interceptors`)."""
         machines_pb2_grpc.add_MachinesServicer_to_server(self._servicer, registry)
+        secrets_pb2_grpc.add_SecretsServicer_to_server(self._secrets, registry)
         releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
         platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
         organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)

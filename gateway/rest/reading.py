@@ -131,6 +131,8 @@ def reader_of(descriptor: Descriptor) -> Nested:
 
 
 def _row(field: FieldDescriptor) -> _Row:
+    if rule_of(field) == options.JSON_RULE_SECRETS_OR_NULL:
+        return _Row(field.name, None, None, _read_secrets_or_null)
     if is_map(field):
         return _Row(field.name, None, None, _map_reader(_singular_row(message_of(field).fields_by_name["value"])))
     row = _singular_row(field)
@@ -216,6 +218,23 @@ def _map_reader(row: _Row) -> Nested:
         return entries
 
     return read_map
+
+
+def _read_secrets_or_null(value: Any, where: Where, report: Report) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise Mistake("must be an object")
+    entries: dict[str, Any] = {}
+    for key, item in value.items():
+        if item is None or type(item) is str:
+            entries[key] = {"value": item}
+        else:
+            report.wrong((where, key), "must be a string or null")
+    return entries
+
+
+def _refuse_secret(_value: Any) -> Any:
+    # Whatever it is, it may be what somebody wants to keep to themselves.
+    raise Mistake("must be a string")
 
 
 def _refuse(expected: str) -> Convert:
@@ -322,6 +341,7 @@ _RULED: Mapping[int, tuple[type | None, Convert]] = {
     options.JSON_RULE_STRING_OR_INTEGER: (str, _convert_integer_to_string),
     options.JSON_RULE_UNIX_MILLIS: (None, _unix_converter("milliseconds", 10**6)),
     options.JSON_RULE_UNIX_SECONDS: (None, _unix_converter("seconds", 10**9)),
+    options.JSON_RULE_SECRET: (str, _refuse_secret),
 }
 _WELL_KNOWN: Mapping[str, Convert] = {
     Timestamp.DESCRIPTOR.full_name: _convert_timestamp,

@@ -19,7 +19,8 @@ from skerry.types.v1 import annotations_pb2 as options
 
 from gateway.public_services import path_of
 from gateway.rest.codec import decode, dump, invalid
-from gateway.rest.forms import is_map, json_name, message_of
+from gateway.rest.forms import is_map, json_name, message_of, rule_of
+from gateway.rest.reading import quoted
 from gateway.rest.writing import Encode, encoder_of, map_encoder_of
 from services.runtime.errors import InvalidConfig, MethodNotAllowed, NotFound, Violation
 
@@ -230,6 +231,9 @@ def _is_string_map(field: FieldDescriptor) -> bool:
 
 
 def _setter(field: FieldDescriptor) -> SetParameter | None:
+    if rule_of(field) == options.JSON_RULE_SECRET:
+        # Addresses are written down in many places.
+        return None
     read = _text_reader(field)
     if read is None:
         return None

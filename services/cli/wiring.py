@@ -223,6 +223,7 @@ class Composition:
             clock=self._clock,
             random=self._random,
             connect_worker=self._to_worker,
+            keyring=self._settings.keyring(),
         )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
         central = settings.central_gateway_token.get_secret_value() if settings.central_gateway_token else None
