@@ -7,8 +7,10 @@ the log, or ahead of its end, gets the whole state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Never
 
@@ -18,7 +20,7 @@ from skerry.store.v1.store_pb2 import MACHINE_VIEW_FULL, Change, WatchFilter, Wa
 from services.central_sync.calls import Refusal
 from services.central_sync.central_client import CentralClient, MirrorEvent
 from services.central_sync.marks import Marks
-from services.central_sync.mirroring import events_of, slices, state_of
+from services.central_sync.mirroring import events_of, state_of
 from services.central_sync.settings import CallClass, MirrorSettings
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -36,6 +38,7 @@ DUTY = "mirror"
 _EVERYTHING = WatchFilter(view=MACHINE_VIEW_FULL)
 _NO_MACHINE = WatchFilter(machine_id="-")
 _LOOK_SECONDS = 3.0
+_MADE_AT_ONCE = 8
 
 _behind = Gauge(
     "skerry_mirror_behind_revisions",
@@ -138,8 +141,8 @@ class Mirror:
                 if not count:
                     began = now
                 elif self._is_time(count, size, now - began):
-                    up_to = response.revision
-                    for events in slices(events_of(waiting, reached, up_to), self._settings.batch):
+                    made = events_of(waiting, reached, response.revision)
+                    while events := await _gradually(islice(made, self._settings.batch)):
                         reached = await self._send(events)
                         if reached != events[-1].revision:
                             log.warning("mirror_is_elsewhere", revision=reached, sent=events[-1].revision)
@@ -198,3 +201,13 @@ class Mirror:
         if state != self.state:
             self.state = state
             self._on_change()
+
+
+async def _gradually(events: Iterable[MirrorEvent]) -> list[MirrorEvent]:
+    """All of `events`, while others have their turn in between."""
+    made = []
+    for event in events:
+        made.append(event)
+        if len(made) % _MADE_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return made

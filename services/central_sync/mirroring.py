@@ -7,7 +7,7 @@ What the centre is the origin of (apps, organizations, image aliases) goes up as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf import json_format
@@ -19,6 +19,7 @@ from skerry.store.v1.release_pb2 import (
     ReleaseRecord,
     ReleaseStatus,
 )
+from skerry.store.v1.catalog_pb2 import RevocationRecord
 from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
 
@@ -29,23 +30,25 @@ MACHINE = "machine"
 WORKER = "worker"
 PLAN = "plan"
 RELEASE = "release"
+REVOCATION = "revocation"
 NOTHING = "nothing"
 """Kind of a revision that the centre has no use for."""
 
-Record = MachineRecord | WorkerRecord | Plan | ReleaseRecord
+Record = MachineRecord | WorkerRecord | Plan | ReleaseRecord | RevocationRecord
 """What the region is the origin of."""
 
 
-def events_of(changes: Iterable[Change], after: int, up_to: int) -> list[MirrorEvent]:
-    """One event for each revision above `after`, `up_to` at most; what `changes` do not hold is of kind NOTHING."""
+def events_of(changes: Iterable[Change], after: int, up_to: int) -> Iterator[MirrorEvent]:
+    """One event for each revision above `after`, `up_to` at most; what `changes` do not hold is of kind NOTHING.
+
+    Each is made when it is asked for: many at once would keep everything else of the process waiting.
+    """
     by_revision = {change.revision: _record_of(change) for change in changes}
     last = {(kind, key): revision for revision, (kind, key, _) in sorted(by_revision.items())}
-    events = []
     for revision in range(after + 1, up_to + 1):
         kind, key, record = by_revision.get(revision, (NOTHING, "", None))
         payload = payload_of(record) if last.get((kind, key)) == revision else None
-        events.append(MirrorEvent(revision, kind, key, payload))
-    return events
+        yield MirrorEvent(revision, kind, key, payload)
 
 
 def state_of(changes: Iterable[Change]) -> list[MirrorEvent]:
@@ -57,11 +60,6 @@ def state_of(changes: Iterable[Change]) -> list[MirrorEvent]:
         if payload is not None:
             events.append(MirrorEvent(change.revision, kind, key, payload))
     return events
-
-
-def slices(events: Sequence[MirrorEvent], most: int) -> Iterable[Sequence[MirrorEvent]]:
-    """`events` in pieces of `most` at most."""
-    return (events[at : at + most] for at in range(0, len(events), most))
 
 
 def payload_of(record: Record | None) -> dict[str, Any] | None:
@@ -80,6 +78,9 @@ def payload_of(record: Record | None) -> dict[str, Any] | None:
             }
         case ReleaseRecord():
             return _release(record)
+        case RevocationRecord():
+            # What the centre revoked it knows.
+            return _revocation(record) if record.cell else None
         case Plan():
             return json_format.MessageToDict(record, preserving_proto_field_name=True)
         case _:
@@ -105,6 +106,10 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
     if record.HasField("config"):
         payload["config"] = public_json(record.config)
     return payload
+
+
+def _revocation(record: RevocationRecord) -> dict[str, Any]:
+    return {"id": record.id, "cell": record.cell, "revoked_at": record.revoked_at.ToMicroseconds() / 1e6}
 
 
 def _release(record: ReleaseRecord) -> dict[str, Any]:
@@ -134,6 +139,8 @@ def _record_of(change: Change) -> tuple[str, str, Record | None]:
             return PLAN, PLAN, change.plan
         case "release":
             return RELEASE, change.release.id, change.release
+        case "revocation":
+            return REVOCATION, change.revocation.id, change.revocation
         case _:
             return NOTHING, "", None
 

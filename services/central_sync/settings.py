@@ -19,6 +19,7 @@ class CallClass(StrEnum):
     PULL = "pull"
     MIRROR = "mirror"
     SECRETS = "secrets"
+    TOKENS = "tokens"
 
 
 class CallSettings(Section):
@@ -46,6 +47,7 @@ CALLS: Mapping[CallClass, CallSettings] = {
     CallClass.PULL: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
     CallClass.MIRROR: CallSettings(deadline=10.0, slow_after=5.0, concurrency=1, waiting=1, breaker=_FEW_CALLS),
     CallClass.SECRETS: CallSettings(deadline=5.0, slow_after=2.0, concurrency=8, waiting=64),
+    CallClass.TOKENS: CallSettings(deadline=5.0, slow_after=2.0, concurrency=4, waiting=64),
 }
 """What holds when the settings say nothing else."""
 
@@ -74,7 +76,7 @@ class MirrorSettings(Section):
 
     rate: float = Field(default=1_000.0, gt=0)
     """Revisions a second at most, so that catching up does not cost the region much."""
-    batch: int = Field(default=500, gt=0, le=2_000)
+    batch: int = Field(default=100, gt=0, le=2_000)
     """Revisions in one call."""
     batch_bytes: int = Field(default=1 << 20, gt=0)
     """Size of one call, give or take one record."""

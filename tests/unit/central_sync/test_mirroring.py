@@ -10,7 +10,7 @@ from skerry.store.v1.store_pb2 import AppRecord, Change, MachineRecord, WorkerRe
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
 
-from services.central_sync.mirroring import NOTHING, events_of, slices, state_of
+from services.central_sync.mirroring import NOTHING, events_of, state_of
 
 
 def machine(revision: int, key: str = "m1", state: int = MACHINE_STATE_STARTED) -> Change:
@@ -34,7 +34,7 @@ def test_there_is_one_event_for_each_revision_whatever_the_log_shows() -> None:
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(0, 5))
 def test_of_each_record_the_last_state_has_content_and_no_other(keys: list[str], after: int) -> None:
     changes = [machine(after + 1 + index, key) for index, key in enumerate(keys)]
-    events = events_of(changes, after, after + len(keys))
+    events = [*events_of(changes, after, after + len(keys))]
     assert [event.revision for event in events] == [change.revision for change in changes]
     final = {event.key: event.payload for event in events if event.payload is not None}
     assert final.keys() == set(keys)
@@ -88,9 +88,3 @@ def test_a_release_goes_up_with_its_number_and_its_definition() -> None:
     (told,) = state_of([Change(revision=2, release=done)])
     assert told.payload is not None
     assert (told.payload["status"], told.payload["in_progress"], told.payload["stable"]) == ("complete", False, True)
-
-
-def test_slices_lose_nothing() -> None:
-    events = events_of([], 0, 25)
-    assert [len(piece) for piece in slices(events, 10)] == [10, 10, 5]
-    assert [event for piece in slices(events, 10) for event in piece] == events
