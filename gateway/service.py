@@ -20,6 +20,7 @@ from skerry.machines.v1 import (
 )
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
+from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
 from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreStub
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
