@@ -1,6 +1,6 @@
 """How often the public API may be called: token buckets, looked at right after the token and before any work is done.
 
-What a method counts as stands in one table, `LIMITS`, beside that of the rights; what is counted together, in `Limiter`.
+What a method counts as stands in one table, `LIMITS`, beside that of the rights; `Limiter` says what is counted together.
 """
 
 from __future__ import annotations

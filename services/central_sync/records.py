@@ -304,7 +304,7 @@ def _limited(present: OrganizationRecord | None, payload: Json | None) -> Catalo
     if payload is not None:
         bounds = {
             "max_cpus": payload["cpus"],
-            "max_memory_bytes": payload["memory_mb"] and payload["memory_mb"] * MB,
+            "max_memory_bytes": None if payload["memory_mb"] is None else payload["memory_mb"] * MB,
             "max_gpus": payload["gpus"],
             "max_machines": payload["machines"],
         }

@@ -152,9 +152,9 @@ class Catalog:
         record = self._records.organizations.get(organization)
         limits = record.limits if record is not None else _NO_LIMITS
         return Limits(
-            cpus=limits.max_cpus or None,
-            memory_mb=limits.max_memory_bytes // MIB or None,
-            gpus=limits.max_gpus or None,
+            cpus=limits.max_cpus if limits.HasField("max_cpus") else None,
+            memory_mb=limits.max_memory_bytes // MIB if limits.HasField("max_memory_bytes") else None,
+            gpus=limits.max_gpus if limits.HasField("max_gpus") else None,
         )
 
     def _forget_facts(self) -> None:

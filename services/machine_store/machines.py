@@ -56,6 +56,7 @@ from services.runtime.errors import (
     NoCapacity,
     NotFound,
     PlanMoved,
+    QuotaExceeded,
     SkerryError,
     VersionMismatch,
     Violation,
@@ -138,7 +139,7 @@ class Machines:
             return Created(machine, happened, repeated=True)
         if outcome.outcome == "plan_moved":
             raise _plan_moved(request.plan_epoch, outcome)
-        raise _refusal(outcome.outcome, request)
+        raise _refusal(outcome, request)
 
     async def update(self, request: UpdateMachineRequest) -> Changed:
         """Give a machine a new version, and another place if its present worker has no room. Repeating it is safe.
@@ -582,8 +583,8 @@ def _events(row: Row) -> Sequence[MachineEvent]:
     return events(row["events"])
 
 
-def _refusal(outcome: str, request: CreateMachineRequest) -> SkerryError:
-    match outcome:
+def _refusal(outcome: Outcome, request: CreateMachineRequest) -> SkerryError:
+    match outcome.outcome:
         case "no_app":
             return NotFound(f"app {request.app_id} does not exist: create it first")
         case "name_taken":
@@ -592,6 +593,13 @@ def _refusal(outcome: str, request: CreateMachineRequest) -> SkerryError:
             return Conflict(f"machine {request.machine_id} exists already: make another id")
         case "other_request":
             return _other_request(request.idempotency_key)
+        case "over_quota":
+            most, present = outcome.reserved or (0, 0)
+            return QuotaExceeded(
+                f"the app's organization has {present} machines here, and may have {most}: destroy some, or ask for a "
+                "higher limit max_machines",
+                metadata={"limit": "max_machines", "most": str(most), "present": str(present)},
+            )
         case _:
             return _no_room(request.candidate_worker_ids)
 

@@ -67,7 +67,8 @@ CREATE TYPE machine_step AS (
 
 -- name: type_batch_outcome
 -- What became of one new machine or one step.
--- outcome: done, repeated, other_request, no_app, id_taken, name_taken, no_room, missing, conflict, out_of_sequence, skipped.
+-- outcome: done, repeated, other_request, no_app, id_taken, name_taken, over_quota (reserved has the most machines that the
+-- organization may have, and how many there are), no_room, missing, conflict, out_of_sequence, skipped.
 CREATE TYPE batch_outcome AS (
     outcome text,
     machine_id text,
@@ -156,6 +157,10 @@ DECLARE
     failed_unit integer;
     key_fingerprint bytea;
     existing_instance text;
+    organization text;
+    counted text;
+    most bigint;
+    present bigint;
 BEGIN
     SELECT revision INTO STRICT head FROM counter FOR UPDATE;
     first := head;
@@ -175,7 +180,7 @@ BEGIN
             END IF;
             o.machine_id := c.id;
         END IF;
-        SELECT name INTO o.app_name FROM apps WHERE id = c.app_id AND deleted_at IS NULL;
+        SELECT name, organization_slug INTO o.app_name, organization FROM apps WHERE id = c.app_id AND deleted_at IS NULL;
         IF NOT FOUND THEN
             o.outcome := 'no_app';
             RETURN NEXT o;
@@ -192,6 +197,23 @@ BEGIN
         END IF;
         IF EXISTS (SELECT FROM machines WHERE app_id = c.app_id AND name = c.name AND state <> 10) THEN
             o.outcome := 'name_taken';
+            RETURN NEXT o;
+            CONTINUE;
+        END IF;
+        -- Counted once for those of a batch that follow each other, and only where there is a bound.
+        IF counted IS DISTINCT FROM organization THEN
+            counted := organization;
+            SELECT (r.document -> 'limits' ->> 'max_machines')::bigint INTO most FROM catalog_records r
+            WHERE r.kind = 5 AND NOT r.deleted AND r.document -> 'limits' ? 'max_machines'
+              AND r.document ->> 'slug' = organization;
+            IF most IS NOT NULL THEN
+                SELECT count(*) INTO present FROM apps a JOIN machines x ON x.app_id = a.id
+                WHERE a.organization_slug = organization AND x.state <> 10;
+            END IF;
+        END IF;
+        IF present >= most THEN
+            o.outcome := 'over_quota';
+            o.reserved := ARRAY[most, present];
             RETURN NEXT o;
             CONTINUE;
         END IF;
@@ -240,6 +262,7 @@ BEGIN
         o.leaving_worker_id := '';
         o.reserved := c.need;
         o.host_status := taken.status;
+        present := present + 1;
         RETURN NEXT o;
     END LOOP;
 

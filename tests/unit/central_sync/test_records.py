@@ -91,6 +91,16 @@ def test_limits_change_what_is_there_of_their_organization() -> None:
     assert (again.organization.name, again.organization.limits.max_cpus) == ("Acme Ltd", 4)
 
 
+def test_a_limit_of_nothing_is_a_bound_and_null_is_none() -> None:
+    organizations = {"o1": OrganizationRecord(id="o1")}
+    payload = {**LIMITS, "cpus": None, "memory_mb": 0, "gpus": 0, "machines": None}
+    made = record_of(Change(1, "limits", "o1", payload), organizations)
+    assert made is not None
+    limits = made.organization.limits
+    set_ones = {descriptor.name: value for descriptor, value in limits.ListFields()}
+    assert set_ones == {"max_memory_bytes": 0, "max_gpus": 0}
+
+
 def test_limits_of_an_organization_that_is_not_there_make_no_record() -> None:
     assert record_of(Change(1, "limits", "o1", LIMITS), {}) is None
 

@@ -126,3 +126,10 @@ def test_while_a_state_comes_anew_the_old_one_answers() -> None:
     assert view.app("old") is None
     assert view.app("new")
     assert view.facts_of("acme").limits == Limits()
+
+
+def test_a_limit_of_nothing_is_a_bound_and_one_that_is_not_set_is_none() -> None:
+    view, _ = catalog()
+    happened(view, organization("acme", max_gpus=0, max_memory_bytes=0))
+    limits = view.facts_of("acme").limits
+    assert (limits.cpus, limits.memory_mb, limits.gpus) == (None, 0, 0)
