@@ -11,7 +11,6 @@ import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.machines.v1 import (
-    graphql_pb2_grpc,
     machines_pb2_grpc,
     organizations_pb2_grpc,
     platform_pb2_grpc,
@@ -121,18 +120,7 @@ class GatewayService:
         )
         self._releases = ReleasesService(releases)
         self._platform = PlatformService(around, self._catalog)
-        self._graphql = GraphQLService(
-            Sources(
-                around=around,
-                catalog=self._catalog,
-                releases=releases,
-                catalog_store=CatalogStoreStub(store),
-                volume_store=VolumeStoreStub(store),
-                secrets=secrets,
-            )
-        )
-        self._watches = Watches()
-        self._servicer = _Servicer(around, self._waits, self._watches, self._workers)
+        self._servicer = _Servicer(around, self._waits, self._workers)
 
     @property
     def is_ready(self) -> bool:
