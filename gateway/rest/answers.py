@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.rest.codec import dump
 from services.runtime.errors import MethodNotAllowed, SkerryError, Unauthenticated
+
+if TYPE_CHECKING:
+    from gateway.rest.events import EventStream
 
 MOST_WARNING_CHARACTERS = 1000
 
@@ -15,11 +18,16 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Answer(NamedTuple):
-    """The answer to a request: its HTTP status, its body (JSON) and the headers beyond those that every answer has."""
+    """The answer to a request: its HTTP status, its body and the headers beyond those that every answer has.
+
+    `kind` is the content type of its body. What is a `stream` has no other body.
+    """
 
     status: int
     body: bytes
     headers: Headers
+    kind: bytes = b"application/json"
+    stream: EventStream | None = None
 
 
 def refusal(error: SkerryError) -> Answer:

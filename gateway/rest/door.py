@@ -96,6 +96,7 @@ class RestDoor:
         try:
             await asyncio.shield(serving)
         finally:
+            self._app.close()
             server.should_exit = True
             await serving
             listener.close()

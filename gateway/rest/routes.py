@@ -37,8 +37,16 @@ _BOOLS: Mapping[str, bool] = {
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 
-Write = Callable[[Any], Awaitable[bytes]]
-"""Makes the body of an answer from a response."""
+FIELDS = "fields"
+"""The query parameter of lists that chooses members of their items: "id,name,state"."""
+_COSTLY = frozenset({"config", "checks", "events"})
+"""Members of a machine that a summary lacks."""
+
+Fields = frozenset[str] | None
+"""Names of the members that are wanted; None for all."""
+
+Write = Callable[..., Awaitable[bytes]]
+"""Makes the body of an answer from a response and, of a list, the wanted `Fields`."""
 
 SetParameter = Callable[[Any, str], None]
 """Puts the text of a query parameter into a request. Raises ValueError, whose text says what it must be."""
@@ -50,6 +58,8 @@ class Route:
 
     `template` is its path, with parameters as in "/v1/apps/{app_name}"; `parameters` are the fields those set, by the
     position of their segment. `status` is that of a success; `write` makes the body of its answer, empty with 204.
+    One that `streams` answers many responses. `items` are the members of what it lists, where its answer is an array;
+    `has_machine` says that it may answer one machine, `has_pages` that a list may go on elsewhere.
     """
 
     verb: str
@@ -65,6 +75,10 @@ class Route:
     write: Write
     query: Mapping[str, SetParameter]
     query_maps: Mapping[str, str]
+    streams: bool
+    items: Fields
+    has_machine: bool
+    has_pages: bool
 
     def read(self, segments: Sequence[str], query: bytes, body: bytes) -> tuple[Any, list[str]]:
         """The request of a call to this route, and the paths in its body that are not known.
@@ -81,6 +95,23 @@ class Route:
         if query:
             self._read_query(request, query)
         return request, unknown
+
+    def fields(self, request: Any, query: bytes) -> Fields:
+        """Which members of the listed items the query asks for; `request` then asks for no more than that needs.
+
+        Raises InvalidConfig of `fields` for a member that the items do not have.
+        """
+        if self.items is None or FIELDS.encode() not in query:
+            return None
+        asked = [text for name, text in parse_qsl(query.decode("latin-1")) if name == FIELDS]
+        wanted = frozenset(name.strip() for text in asked for name in text.split(",")) - {""}
+        unknown = sorted(wanted - self.items)
+        if unknown:
+            known = ", ".join(sorted(self.items))
+            raise invalid([Violation(FIELDS, f"has {quoted(unknown[0])}, which is none of: {known}")])
+        if wanted and not wanted & _COSTLY and "summary" in self.query:
+            request.summary = True
+        return wanted or None
 
     def _read_query(self, request: Any, query: bytes) -> None:
         try:
@@ -173,6 +204,8 @@ def _route(method: MethodDescriptor, rule: HttpRule) -> Route:
     in_path = {field for _, field in parameters}
     fields = [field for field in method.input_type.fields if field.name not in in_path]
     status = method.GetOptions().Extensions[options.http_status] or 200
+    body = method.output_type.fields_by_name[rule.response_body] if rule.response_body else None
+    holds = body.message_type if body is not None and not is_map(body) else None
     return Route(
         verb=verb.upper(),
         template=template,
@@ -187,18 +220,54 @@ def _route(method: MethodDescriptor, rule: HttpRule) -> Route:
         write=_no_body if status == NO_CONTENT else _writer(method, rule.response_body),
         query={json_name(field): setter for field in fields if (setter := _setter(field)) is not None},
         query_maps={json_name(field): field.name for field in fields if _is_string_map(field)},
+        streams=method.server_streaming,
+        items=(
+            frozenset(json_name(field) for field in holds.fields)
+            if holds is not None and body is not None and body.is_repeated
+            else None
+        ),
+        has_machine=rule.response_body == "machine",
+        has_pages="next_cursor" in method.output_type.fields_by_name,
     )
 
 
-async def _no_body(_: Any) -> bytes:
+async def _no_body(*_: Any) -> bytes:
     return b""
+
+
+def bodies_of(method: MethodDescriptor, response_body: str) -> list[FieldDescriptor]:
+    """The fields of a method's response that its answer may be: the one that its annotation names comes last.
+
+    Others that hold messages are answered instead of it when they are set.
+    """
+    others = [
+        field
+        for field in method.output_type.fields
+        if field.name != response_body and field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
+    ]
+    return [*others, method.output_type.fields_by_name[response_body]]
 
 
 def _writer(method: MethodDescriptor, response_body: str) -> Write:
     if not response_body:
         return _message_writer(encoder_of(method.output_type), lambda response: response)
-    field = method.output_type.fields_by_name[response_body]
-    inner = attrgetter(response_body)
+    *others, usual = bodies_of(method, response_body)
+    write_usual = _field_writer(usual)
+    if not others:
+        return write_usual
+    writers = {field: _field_writer(field) for field in others}
+
+    async def write(response: Any, fields: Fields = None) -> bytes:
+        for field, _ in response.ListFields():
+            if field in writers:
+                return await writers[field](response)
+        return await write_usual(response, fields)
+
+    return write
+
+
+def _field_writer(field: FieldDescriptor) -> Write:
+    inner = attrgetter(field.name)
     if is_map(field):
         return _message_writer(map_encoder_of(field), inner)
     encode = encoder_of(message_of(field))
@@ -206,24 +275,29 @@ def _writer(method: MethodDescriptor, response_body: str) -> Write:
 
 
 def _message_writer(encode: Encode, inner: Callable[[Any], Any]) -> Write:
-    async def write(response: Any) -> bytes:
+    async def write(response: Any, _: Fields = None) -> bytes:
         return dump(encode(inner(response)))
 
     return write
 
 
 def _list_writer(encode: Encode, inner: Callable[[Any], Any]) -> Write:
-    async def write(response: Any) -> bytes:
+    async def write(response: Any, fields: Fields = None) -> bytes:
         items = inner(response)
+        encode_item = encode if fields is None else _some_of(encode, fields)
         pieces: list[bytes] = []
         for start in range(0, len(items), ITEMS_AT_ONCE):
             if start:
                 # Others have their turn while a long list is written.
                 await asyncio.sleep(0)
-            pieces.append(dump([encode(item) for item in items[start : start + ITEMS_AT_ONCE]])[1:-1])
+            pieces.append(dump([encode_item(item) for item in items[start : start + ITEMS_AT_ONCE]])[1:-1])
         return b"[" + b",".join(pieces) + b"]"
 
     return write
+
+
+def _some_of(encode: Encode, fields: frozenset[str]) -> Encode:
+    return lambda item: {name: value for name, value in encode(item).items() if name in fields}
 
 
 def _is_string_map(field: FieldDescriptor) -> bool:
