@@ -17,6 +17,7 @@ from services.runtime.edges import CENTRAL
 from services.runtime.errors import Forbidden, Unauthenticated
 from services.runtime.guard import Guard
 from services.runtime.registry import ServerCall, ServerInterceptor
+from services.runtime.tokens import Grant
 
 SCHEMES = ("bearer", "flyv1")
 """Schemes of the authorization header, in lower case: both mean the same."""
@@ -167,12 +168,22 @@ def forbidden(right: Right) -> Forbidden:
 class Tokens:
     """The tokens that the public door knows. `authenticate` is asked about each that is offered."""
 
-    def __init__(self, static: Sequence[str], central_token: str | None = None) -> None:
-        """`static` ones may do everything. Raises ValueError for an empty token, which everybody would have."""
+    def __init__(
+        self,
+        static: Sequence[str],
+        central_token: str | None = None,
+        *,
+        grant_of: Callable[[str], Grant] | None = None,
+    ) -> None:
+        """`static` ones may do everything, all others what `grant_of` them says, which raises Unauthenticated.
+
+        Raises ValueError for an empty token, which everybody would have.
+        """
         if not all(static) or central_token == "":
             raise ValueError("a token must not be empty")
         self._static = tuple(token.encode() for token in static)
         self._centre = central_token.encode() if central_token is not None else None
+        self._grant_of = grant_of
         self._developer = Principal("developer")
         self.central = Principal(CENTRAL)
         """The centre: what its token authenticates."""
@@ -183,9 +194,19 @@ class Tokens:
         if self._centre is not None and hmac.compare_digest(offered, self._centre):
             return self.central
         # All are compared, so that the time it takes tells nothing.
-        if sum(hmac.compare_digest(offered, known) for known in self._static) == 0:
+        if sum(hmac.compare_digest(offered, known) for known in self._static):
+            return self._developer
+        if self._grant_of is None:
             raise Unauthenticated("the token is not known here: send `authorization: Bearer TOKEN` with a valid one")
-        return self._developer
+        return principal_of(self._grant_of(token))
+
+
+def principal_of(grant: Grant) -> Principal:
+    """Who calls with a token that allows `grant`. Tokens that were made from one another have the same name."""
+    rights = EVERYTHING
+    for scope in grant.scopes:
+        rights &= SCOPES.get(scope, frozenset())
+    return Principal(f"token-{grant.revocation_ids[0][:16]}", grant.organization, grant.apps, rights)
 
 
 InsistOnReach = Callable[[str], Awaitable[None]]

@@ -43,6 +43,8 @@ from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry, ServerInterceptor, current_call
 from services.runtime.sealing import Keyring
 
+from gateway.token_catalog import TokenCatalog
+from gateway.volume_service import VolumesService
 NAME = "gateway"
 
 WAIT_SECONDS = 65.0
@@ -52,6 +54,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 
 _FOLLOWED = store.WatchFilter(
     kinds=[
+from services.runtime.tokens import Grant, Verifier
         store.RECORD_KIND_MACHINE,
         store.RECORD_KIND_APP,
         store.RECORD_KIND_ORGANIZATION,
@@ -67,6 +70,8 @@ class GatewayService:
 
     name = NAME
 
+        store.RECORD_KIND_TOKEN_KEY,
+        store.RECORD_KIND_REVOCATION,
     def __init__(
         self,
         *,
@@ -103,6 +108,7 @@ class GatewayService:
             region=self._routing.region,
             regions=regions,
             routing=self._routing,
+        self._verifier = Verifier()
             apps=apps,
             secrets=secrets,
             store=self._store,
@@ -155,7 +161,16 @@ class GatewayService:
             await follow(
                 self._store,
                 _FOLLOWED,
-                _Views(self._catalog, self._waits, self._fleet),
+    @property
+    def watching(self) -> int:
+        """How many watches of machines are open."""
+        return len(self._watches)
+
+    def grant_of(self, token: str) -> Grant:
+        """What a token allows now, by the keys and revocations that the catalog has. Raises Unauthenticated."""
+        return self._verifier.verify(token, self._clock.now())
+
+                _Views(self._catalog, self._waits, self._fleet, TokenCatalog(self._verifier)),
                 on_caught_up=caught_up,
                 clock=self._clock,
                 random=self._random,
@@ -172,16 +187,18 @@ def public_interceptors(
     """The interceptors that the registry of the public door needs; `tokens` may do everything.
 
     `central_token` is what the centre calls with, so that the dependency guard can refuse it. `gateway` is the one
-    behind the door: it knows what apps there are.
+    behind the door: it knows what apps there are, and what other tokens allow; without it there are no others.
     """
-    insist_on_reach = gateway.insist_on_reach if gateway is not None else None
-    return (access(Tokens(tokens, central_token), insist_on_reach),)
+    if gateway is None:
+        return (access(Tokens(tokens, central_token)),)
+    return (access(Tokens(tokens, central_token, grant_of=gateway.grant_of), gateway.insist_on_reach),)
 
 
 class _Views:
-    """What follows the log: the catalog of apps, those who wait for machines, and the workers."""
+    """What follows the log: the catalog of apps, those who wait for machines, the workers, and tokens."""
 
-    def __init__(self, catalog: Catalog, waits: Waits, fleet: Fleet) -> None:
+    def __init__(self, catalog: Catalog, waits: Waits, fleet: Fleet, tokens: TokenCatalog) -> None:
+        self._tokens = tokens
         self._catalog = catalog
         self._waits = waits
         self._fleet = fleet
@@ -224,10 +241,17 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
     def __init__(self, around: machines.Surroundings, waits: Waits, workers: inside.WorkerChannels) -> None:
         self.routing = around.routing
         self._around = around
+            elif record == "token_key":
+                self._tokens.apply_key(change.token_key)
+            elif record == "revocation":
+                self._tokens.apply_revocation(change.revocation)
+        if response.snapshot_complete:
+            self._tokens.complete()
         self._waits = waits
         self._workers = workers
 
     async def CreateApp(self, request: api.CreateAppRequest, context: object) -> api.CreateAppResponse:
+        self._tokens.reset()
         return api.CreateAppResponse(app=await self._around.apps.create(request))
 
     async def ListApps(self, request: api.ListAppsRequest, context: object) -> api.ListAppsResponse:

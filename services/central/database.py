@@ -15,7 +15,7 @@ import asyncpg
 
 from services.runtime.clock import Clock
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 CHANNEL = "skerry_central_changes"
 """PostgreSQL's NOTIFY channel that tells of new changes."""

@@ -13,6 +13,7 @@ from typing import Any
 from services.central.catalog import update_app_statuses
 from services.central.database import Database, Row, Write
 from services.central.errors import Invalid, Missing
+from services.central.tokens import REVOCATION, check_revocation_id, record_revocation
 from services.runtime.ids import is_cell
 from services.runtime.telemetry import log
 
@@ -97,6 +98,8 @@ class Mirror:
             await write.run_many("add_upload", [(cell, revision, r.kind, r.key, r.payload or {}) for r in records])
             if not last:
                 return await _revision(write, cell)
+            for row in await write.all("uploaded_revocations", cell, revision):
+                await _revoke(write, row["key"], row["payload"])
             touched = {row["app_id"]: None for row in await write.all("apps_of_cell", cell)}
             await write.run("drop_cell", cell)
             await write.run("publish_uploads", cell, revision)
@@ -156,11 +159,22 @@ async def _apply(write: Write, cell: str, events: Sequence[Event]) -> set[str]:
             rows.append((cell, event.kind, event.key, event.revision, app_id, event.payload))
             if app_id and event.kind in (MACHINE, RELEASE):
                 touched.add(app_id)
+            if event.kind == REVOCATION:
+                await _revoke(write, event.key, event.payload)
     gone = [identity for identity, event in latest.items() if event.payload is None]
     kinds, keys = [kind for kind, _ in gone], [key for _, key in gone]
     dropped = await write.all("drop_mirror_records", cell, kinds, keys)
     await write.run_many("put_mirror_record", rows)
     return touched | {row["app_id"] for row in dropped if row["app_id"]}
+
+
+async def _revoke(write: Write, revocation_id: str, payload: Mapping[str, Any]) -> None:
+    """Let a token that a cell revoked be revoked everywhere."""
+    check_revocation_id(revocation_id)
+    cell, at = payload.get("cell"), payload.get("revoked_at")
+    if not isinstance(cell, str) or not isinstance(at, int | float) or isinstance(at, bool):
+        raise Invalid(f"the revocation {revocation_id} must say its cell and revoked_at")
+    await record_revocation(write, revocation_id, cell, float(at))
 
 
 def _app_id(event: Event) -> str | None:

@@ -25,6 +25,7 @@ from services.central.graphql.context import Centre
 from services.central.lookup import GatewayLookup
 from services.central.mirror import Mirror
 from services.central.settings import CentralSettings
+from services.central.tokens import Tokens
 from services.central.vault import Vault
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.postgres import OwnedPostgres
@@ -108,12 +109,13 @@ class CentralService:
             httpx.AsyncClient(timeout=settings.region_timeout_s, trust_env=False) as http,
         ):
             waker = Waker(dsn, self._clock)
-            catalog = Catalog(
-                database, Vault(settings.key, secrets.token_bytes), self.regions, self._clock, self._random
-            )
+            vault = Vault(settings.key, secrets.token_bytes)
+            catalog = Catalog(database, vault, self.regions, self._clock, self._random)
+            tokens = Tokens(database, vault, secrets.token_bytes)
             feed = Feed(database, waker, self._clock, catalog.reveal, settings.longest_wait_s)
             await catalog.seed()
-            app = self._app(database, catalog, feed, http)
+            await tokens.seed()
+            app = self._app(database, catalog, feed, tokens, http)
             log.info("central_started", release=self.release.name, port=self.port)
             await run_forever(
                 central_listen=waker.run(),
@@ -121,7 +123,9 @@ class CentralService:
                 central_http=_serve_http(app, listener, ready, waker, settings.stop_grace_s),
             )
 
-    def _app(self, database: Database, catalog: Catalog, feed: Feed, http: httpx.AsyncClient) -> CentralApp:
+    def _app(
+        self, database: Database, catalog: Catalog, feed: Feed, tokens: Tokens, http: httpx.AsyncClient
+    ) -> CentralApp:
         settings = self._settings
         token = settings.gateway_token.get_secret_value() if settings.gateway_token else ""
         lookup = GatewayLookup(http, settings.gateways, token, pass_baggage_on=settings.pass_baggage_on)
@@ -130,6 +134,7 @@ class CentralService:
             feed=feed,
             mirror=Mirror(database),
             conversion=Conversion(self.release, catalog, lookup),
+            tokens=tokens,
             region_map=self.regions,
             converters=releases.load(settings.releases) if settings.releases else releases.RELEASES,
             apps_domain=settings.apps_domain,

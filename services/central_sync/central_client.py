@@ -113,6 +113,16 @@ class App:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the public API, what revokes it, and its key; `expires_at` in unix seconds."""
+
+    token: str = field(repr=False)
+    id: str
+    expires_at: float | None
+    key: Json
+
+
+@dataclass(frozen=True, slots=True)
 class PartAnswer:
     """The centre's answer for a part: a spec (JSON of the part's message), or violations, or why it is not served."""
 
@@ -193,6 +203,7 @@ class CentralClient:
             CallClass.PULL: self._attempt("CatalogSnapshot", {"page": None, "limit": 1}, _page),
             CallClass.MIRROR: self._attempt("MirrorEvents", {"cell": self._cell, "events": []}, _events_reached),
             CallClass.SECRETS: self._attempt("SecretsRecord", {"app": ""}, _secrets),
+            CallClass.TOKENS: self._attempt("TokenKeys", {}, _token_keys),
         }
 
     async def convert_parts(
@@ -241,6 +252,17 @@ class CentralClient:
         Raises Refusal (NOT_FOUND).
         """
         return await self._run(CallClass.SECRETS, "SecretsRecord", {"app": app_id}, _secrets, idempotent=True)
+
+    async def create_token(self, organization: str, *, app: str, scope: str, expires_at: float | None) -> Token:
+        """A token, for one app where `app` is not empty; `expires_at` in unix seconds. Raises Refusal (INVALID,
+        NOT_FOUND)."""
+        variables = {"organization": organization, "app": app or None, "scope": scope, "expiresAt": expires_at}
+        # Repeated, it makes another one, which nobody ever sees.
+        return await self._run(CallClass.TOKENS, "CreateToken", variables, _created_token, idempotent=True)
+
+    async def revoke_token(self, revocation_id: str) -> None:
+        """Revoke a token. Raises Refusal (INVALID)."""
+        await self._run(CallClass.TOKENS, "RevokeToken", {"id": revocation_id}, _revoked_token, idempotent=True)
 
     async def changes(self, after: Position, limit: int, wait: float) -> Changes:
         """Changes after a position; waits for some, `wait` seconds at most. Raises Refusal (TOO_OLD)."""
@@ -422,6 +444,24 @@ def _updated_secrets(data: Json) -> Json | None:
 def _secrets(data: Json) -> Json | None:
     record = data["secretsRecord"]["record"]
     return None if record is None else dict(record)
+
+
+def _created_token(data: Json) -> Token:
+    found, key = data["createToken"], data["createToken"]["key"]
+    return Token(
+        token=str(found["token"]),
+        id=str(found["id"]),
+        expires_at=None if found["expiresAt"] is None else float(found["expiresAt"]),
+        key={"id": key["id"], "public_key": key["publicKey"], "created_at": key["createdAt"]},
+    )
+
+
+def _revoked_token(data: Json) -> None:
+    data["revokeToken"]["id"]
+
+
+def _token_keys(data: Json) -> None:
+    data["tokenKeys"]
 
 
 def _changes(data: Json) -> Changes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format
 from skerry.handover.v1.plan_pb2 import Plan
+from skerry.store.v1.catalog_pb2 import RevocationRecord
 from skerry.store.v1.release_pb2 import (
     RELEASE_STATUS_COMPLETE,
     RELEASE_STATUS_PENDING,
@@ -19,7 +20,6 @@ from skerry.store.v1.release_pb2 import (
     ReleaseRecord,
     ReleaseStatus,
 )
-from skerry.store.v1.catalog_pb2 import RevocationRecord
 from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
 

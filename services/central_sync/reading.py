@@ -8,7 +8,9 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_APP,
     RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_ORGANIZATION,
+    RECORD_KIND_REVOCATION,
     RECORD_KIND_SECRETS,
+    RECORD_KIND_TOKEN_KEY,
     WatchFilter,
     WatchRequest,
 )
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 READ_SECONDS = 30.0
 _CATALOG = WatchFilter(kinds=[RECORD_KIND_APP, RECORD_KIND_ORGANIZATION, RECORD_KIND_IMAGE_ALIAS])
 _SECRETS = WatchFilter(kinds=[RECORD_KIND_SECRETS])
-_WHOLE = WatchFilter(kinds=[*_CATALOG.kinds, *_SECRETS.kinds])
+_WHOLE = WatchFilter(kinds=[*_CATALOG.kinds, *_SECRETS.kinds, RECORD_KIND_TOKEN_KEY, RECORD_KIND_REVOCATION])
 
 
 async def read_catalog(store: MachineStoreAsyncStub) -> Catalog:
@@ -54,6 +56,10 @@ async def _read(store: MachineStoreAsyncStub, wanted: WatchFilter) -> Catalog:
                         catalog.take(change.image_alias)
                     case "secrets":
                         catalog.take(change.secrets)
+                    case "token_key":
+                        catalog.take(change.token_key)
+                    case "revocation":
+                        catalog.take(change.revocation)
             if response.snapshot_complete:
                 break
     finally:

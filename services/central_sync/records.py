@@ -14,8 +14,10 @@ from skerry.store.v1.catalog_pb2 import (
     ImageAliasRecord,
     OrganizationLimits,
     OrganizationRecord,
+    RevocationRecord,
     SecretEntry,
     SecretsRecord,
+    TokenKeyRecord,
 )
 from skerry.store.v1.catalog_store_pb2 import CatalogRecord
 from skerry.store.v1.store_pb2 import AppRecord
@@ -31,8 +33,11 @@ ORGANIZATION = "organization"
 LIMITS = "limits"
 IMAGE_ALIAS = "image_alias"
 SECRETS = "secrets"
+TOKEN_KEY = "token_key"
+REVOCATION = "revocation"
 
-R = TypeVar("R", AppRecord, OrganizationRecord, ImageAliasRecord, SecretsRecord)
+Record = AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord | TokenKeyRecord | RevocationRecord
+R = TypeVar("R", AppRecord, OrganizationRecord, ImageAliasRecord, SecretsRecord, TokenKeyRecord, RevocationRecord)
 
 Seal = Callable[[str, str, str], Sealed]
 """Seals a secret: id of the app, name, value."""
@@ -46,8 +51,10 @@ class Catalog:
     organizations: dict[str, OrganizationRecord] = field(default_factory=dict)
     image_aliases: dict[str, ImageAliasRecord] = field(default_factory=dict)
     secrets: dict[str, SecretsRecord] = field(default_factory=dict)
+    token_keys: dict[str, TokenKeyRecord] = field(default_factory=dict)
+    revocations: dict[str, RevocationRecord] = field(default_factory=dict)
 
-    def take(self, record: AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord) -> None:
+    def take(self, record: Record) -> None:
         """Put a record in, or take it out when it is deleted."""
         match record:
             case AppRecord():
@@ -61,6 +68,10 @@ class Catalog:
                 _take(self.image_aliases, record.alias, record, record.deleted)
             case SecretsRecord():
                 _take(self.secrets, record.app_id, record, record.deleted)
+            case TokenKeyRecord():
+                _take(self.token_keys, record.id, record, record.deleted)
+            case RevocationRecord():
+                _take(self.revocations, record.id, record, record.deleted)
 
 
 def app_of(found: App) -> CatalogRecord:
@@ -101,6 +112,10 @@ def record_of(
             return CatalogRecord(image_alias=_image_alias(change.key, change.payload))
         if change.kind == SECRETS and seal is not None:
             return CatalogRecord(secrets=secrets_of(change.key, change.payload, seal))
+        if change.kind == TOKEN_KEY:
+            return CatalogRecord(token_key=token_key_of(change.key, change.payload))
+        if change.kind == REVOCATION and change.payload is not None:
+            return CatalogRecord(revocation=_revocation(change.payload))
         return None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"the {change.kind} {change.key[:80]!r}"
@@ -136,7 +151,10 @@ def catalog_of(records: Iterable[Change], seal: Seal | None = None) -> Catalog:
 
 
 def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
-    """What has to be recorded for the catalog `present` to become `wanted`: deletions first, since names may return."""
+    """What has to be recorded for the catalog `present` to become `wanted`: deletions first, since names may return.
+
+    Revocations are never deleted: some are of the region, and the centre does not have them yet.
+    """
     gone: list[CatalogRecord] = []
     gone += [CatalogRecord(app=AppRecord(id=i, deleted=True)) for i in present.apps.keys() - wanted.apps.keys()]
     gone += [
@@ -150,6 +168,10 @@ def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
     gone += [
         CatalogRecord(secrets=SecretsRecord(app_id=app_id, deleted=True))
         for app_id in present.secrets.keys() - wanted.secrets.keys()
+    ]
+    gone += [
+        CatalogRecord(token_key=TokenKeyRecord(id=i, deleted=True))
+        for i in present.token_keys.keys() - wanted.token_keys.keys()
     ]
     new: list[CatalogRecord] = []
     new += [
@@ -167,6 +189,14 @@ def differences(present: Catalog, wanted: Catalog) -> list[CatalogRecord]:
         CatalogRecord(secrets=_replacing(present.secrets.get(app_id), record))
         for app_id, record in wanted.secrets.items()
         if not _are_same(present.secrets.get(app_id), record)
+    ]
+    new += [
+        CatalogRecord(token_key=record)
+        for i, record in wanted.token_keys.items()
+        if present.token_keys.get(i) != record
+    ]
+    new += [
+        CatalogRecord(revocation=record) for i, record in wanted.revocations.items() if i not in present.revocations
     ]
     return gone + new
 
@@ -242,7 +272,7 @@ def resealed(present: Iterable[SecretsRecord], keyring: Keyring) -> list[Catalog
     return records
 
 
-def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord:
+def plain(record: CatalogRecord) -> Record:
     """What a record is about. Raises ValueError for an empty one."""
     match record.WhichOneof("record"):
         case "app":
@@ -253,8 +283,27 @@ def plain(record: CatalogRecord) -> AppRecord | OrganizationRecord | ImageAliasR
             return record.image_alias
         case "secrets":
             return record.secrets
+        case "token_key":
+            return record.token_key
+        case "revocation":
+            return record.revocation
         case _:
             raise ValueError("the record is empty")
+
+
+def token_key_of(key: str, payload: Json | None) -> TokenKeyRecord:
+    """The record of a key of tokens. Raises KeyError, TypeError, ValueError, AttributeError for what is none."""
+    if payload is None:
+        return TokenKeyRecord(id=key, deleted=True)
+    record = TokenKeyRecord(id=str(int(payload["id"])), public_key=bytes.fromhex(payload["public_key"]))
+    record.created_at.FromMicroseconds(round(payload["created_at"] * 1e6))
+    return record
+
+
+def _revocation(payload: Json) -> RevocationRecord:
+    record = RevocationRecord(id=payload["id"], cell=payload["cell"])
+    record.revoked_at.FromMicroseconds(round(payload["revoked_at"] * 1e6))
+    return record
 
 
 def _take(records: dict[str, R], key: str, record: R, deleted: bool) -> None:

@@ -26,6 +26,7 @@ from services.central_sync.mirror import Mirror
 from services.central_sync.pull import Pull
 from services.central_sync.secrets import Secrets
 from services.central_sync.settings import CentralSyncSettings
+from services.central_sync.tokens import Tokens
 from services.runtime.clock import Clock
 from services.runtime.duty import Duty, LeadTimes
 from services.runtime.errors import SkerryError
@@ -89,6 +90,7 @@ class CentralSyncService(CentralSyncServicer):
         )
 
         self._secrets = Secrets(self._client, catalog, keyring)
+        self._tokens = Tokens(self._client, catalog)
 
         def duty(name: str) -> Duty:
             return Duty(name, machines, cell=cell, holder=holder, clock=clock, random=random, times=lead)
@@ -176,6 +178,24 @@ class CentralSyncService(CentralSyncServicer):
     async def RefreshSecrets(self, request: pb.RefreshSecretsRequest, context: Any) -> pb.RefreshSecretsResponse:
         """Bring the secrets of an app. Raises NotFound, DependencyDown."""
         return pb.RefreshSecretsResponse(secrets=await self._secrets.refresh(request.app_id))
+
+    async def CreateToken(self, request: pb.CreateTokenRequest, context: Any) -> pb.CreateTokenResponse:
+        """Make a token. Raises NotFound, InvalidConfig, DependencyDown."""
+        token = await self._tokens.create(
+            request.organization_slug,
+            app=request.app_name,
+            scope=request.scope or "all",
+            expires_at=request.expires_at.ToMicroseconds() / 1e6 if request.HasField("expires_at") else None,
+        )
+        response = pb.CreateTokenResponse(token=token.token, id=token.id)
+        if token.expires_at is not None:
+            response.expires_at.FromMicroseconds(round(token.expires_at * 1e6))
+        return response
+
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, context: Any) -> pb.RevokeTokenResponse:
+        """Revoke a token. Raises InvalidConfig, DependencyDown."""
+        await self._tokens.revoke(request.id)
+        return pb.RevokeTokenResponse()
 
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: Any) -> AsyncIterator[pb.WatchStatusResponse]:
         """The state of everything: now, at every change, and after a while without any."""

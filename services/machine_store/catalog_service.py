@@ -16,8 +16,9 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class CatalogStoreService(catalog_store_pb2_grpc.CatalogStoreServicer):
     """The catalog's replica, and cursors."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, cell: str) -> None:
         self._replica = replica
+        self._cell = cell
 
     async def ApplyCatalogChanges(
         self, request: pb.ApplyCatalogChangesRequest, context: Context
@@ -37,6 +38,11 @@ class CatalogStoreService(catalog_store_pb2_grpc.CatalogStoreServicer):
 
     async def GetSecrets(self, request: pb.GetSecretsRequest, context: Context) -> pb.GetSecretsResponse:
         return pb.GetSecretsResponse(secrets=await self._replica.secrets(request.app_id))
+
+    async def RecordRevocation(
+        self, request: pb.RecordRevocationRequest, context: Context
+    ) -> pb.RecordRevocationResponse:
+        return pb.RecordRevocationResponse(revision=await self._replica.revoke(request.id, self._cell))
 
     async def GetCursor(self, request: pb.GetCursorRequest, context: Context) -> pb.GetCursorResponse:
         return pb.GetCursorResponse(value=await self._replica.cursor(request.duty))

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord, SecretsRecord
+from skerry.store.v1.catalog_pb2 import (
+    ImageAliasRecord,
+    OrganizationRecord,
+    RevocationRecord,
+    SecretsRecord,
+    TokenKeyRecord,
+)
 from skerry.store.v1.catalog_store_pb2 import CatalogRecord, GetCatalogStateResponse
 from skerry.store.v1.store_pb2 import (
     RECORD_KIND_APP,
     RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_ORGANIZATION,
+    RECORD_KIND_REVOCATION,
     RECORD_KIND_SECRETS,
+    RECORD_KIND_TOKEN_KEY,
     AppRecord,
     DutyTerm,
 )
@@ -30,10 +39,14 @@ _KINDS = {
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
     "secrets": RECORD_KIND_SECRETS,
+    "token_key": RECORD_KIND_TOKEN_KEY,
+    "revocation": RECORD_KIND_REVOCATION,
 }
+_Record = AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord | TokenKeyRecord | RevocationRecord
 _KEYS = {"image_alias": "alias", "secrets": "app_id"}
 """The field that is a record's key, where that is not `id`."""
 _MOST_TEXT = 4096
+_REVOCATION_ID = re.compile(r"[0-9a-f]{32,144}").fullmatch
 _TOLD = {
     "kept_local": "the region's app stays, because it has machines",
     "replaced_local": "the region's app, which has no machines, made place for the centre's",
@@ -61,9 +74,9 @@ class Replica:
     ) -> int:
         """Bring changes of the centre's feed into the catalog, in their order; how many records changed.
 
-        With `whole` what is in the catalog and not among `records` is deleted; what comes into it meanwhile is not. A
-        deleted app's machines are destroyed. An app that the centre never had stays while it has machines, also when
-        the centre has another one of its name.
+        With `whole` what is in the catalog and not among `records` is deleted, but for revocations; what comes into it
+        meanwhile is not. A deleted app's machines are destroyed. An app that the centre never had stays while it has
+        machines, also when the centre has another one of its name.
         Raises InvalidConfig, Conflict (the term is over, or the catalog is not at `after_position`), DependencyDown.
         """
         entries = self._entries(records)
@@ -114,6 +127,17 @@ class Replica:
         document: str | None = await self._database.fetchval(_SQL["get_secrets"], storable(app_id))
         return None if document is None else from_json(document, SecretsRecord())
 
+    async def revoke(self, revocation_id: str, cell: str) -> int:
+        """Revoke a token by the id of a block of it, in this `cell`; a revision of the log that has it.
+
+        Raises InvalidConfig, DependencyDown.
+        """
+        if not _REVOCATION_ID(revocation_id):
+            why = "must be that of a token: 32..144 lower-case hex digits"
+            raise InvalidConfig(f"id {why}", violations=[Violation("id", why)])
+        record = RevocationRecord(id=revocation_id, revoked_at=timestamp(self._events.now()), cell=cell)
+        return await self.put([CatalogRecord(revocation=record)])
+
     async def cursor(self, duty: str) -> int:
         """The cursor of a duty; 0 when it was never set. Raises DependencyDown."""
         value: int | None = await self._database.fetchval(_SQL["get_cursor"], storable(duty))
@@ -137,7 +161,7 @@ class Replica:
         field = record.WhichOneof("record")
         if field is None:
             raise _missing(f"records[{number}]")
-        inner: AppRecord | OrganizationRecord | ImageAliasRecord | SecretsRecord = getattr(record, field)
+        inner: _Record = getattr(record, field)
         key_field = _KEYS.get(field, "id")
         key: str = getattr(inner, key_field)
         if not key:

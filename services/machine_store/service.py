@@ -93,7 +93,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._initial_plan: InitialPlan = initial_plan
         self._clock = clock
         self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
-        self._catalog_store = CatalogStoreService(Replica(self._database, events=events))
+        self._catalog_store = CatalogStoreService(Replica(self._database, events=events), cell)
         self._volume_store = VolumeStoreService(Volumes(self._database, clock=clock))
         self._release_store = ReleaseStoreService(Releases(self._database, clock=clock))
 

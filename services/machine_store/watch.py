@@ -16,7 +16,13 @@ import asyncpg
 from google.protobuf.json_format import ParseDict
 from prometheus_client import Gauge
 from skerry.handover.v1.plan_pb2 import Plan
-from skerry.store.v1.catalog_pb2 import ImageAliasRecord, OrganizationRecord, SecretsRecord
+from skerry.store.v1.catalog_pb2 import (
+    ImageAliasRecord,
+    OrganizationRecord,
+    RevocationRecord,
+    SecretsRecord,
+    TokenKeyRecord,
+)
 from skerry.store.v1.store_pb2 import (
     MACHINE_VIEW_FULL,
     RECORD_KIND_APP,
@@ -25,8 +31,10 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_ORGANIZATION,
     RECORD_KIND_PLAN,
     RECORD_KIND_RELEASE,
+    RECORD_KIND_REVOCATION,
     RECORD_KIND_SECRETS,
     RECORD_KIND_SNAPSHOT,
+    RECORD_KIND_TOKEN_KEY,
     RECORD_KIND_VOLUME,
     RECORD_KIND_WORKER,
     Change,
@@ -524,6 +532,16 @@ def _secrets_change(row: Row) -> Change:
     )
 
 
+def _token_key_change(row: Row) -> Change:
+    record = ParseDict(_columns(row), TokenKeyRecord(), ignore_unknown_fields=True)
+    return Change(revision=row["revision"], token_key=record)
+
+
+def _revocation_change(row: Row) -> Change:
+    record = ParseDict(_columns(row), RevocationRecord(), ignore_unknown_fields=True)
+    return Change(revision=row["revision"], revocation=record)
+
+
 def _volume_change(row: Row) -> Change:
     return Change(revision=row["revision"], volume=volume_record(_columns(row)))
 
@@ -550,6 +568,8 @@ _CHANGES: Mapping[int, Callable[[Row], Change]] = {
     RECORD_KIND_ORGANIZATION: _organization_change,
     RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
     RECORD_KIND_SECRETS: _secrets_change,
+    RECORD_KIND_TOKEN_KEY: _token_key_change,
+    RECORD_KIND_REVOCATION: _revocation_change,
     RECORD_KIND_VOLUME: _volume_change,
     RECORD_KIND_SNAPSHOT: _snapshot_change,
     RECORD_KIND_RELEASE: _release_change,
@@ -562,6 +582,8 @@ _KINDS: Mapping[str, int] = {
     "organization": RECORD_KIND_ORGANIZATION,
     "image_alias": RECORD_KIND_IMAGE_ALIAS,
     "secrets": RECORD_KIND_SECRETS,
+    "token_key": RECORD_KIND_TOKEN_KEY,
+    "revocation": RECORD_KIND_REVOCATION,
     "volume": RECORD_KIND_VOLUME,
     "snapshot": RECORD_KIND_SNAPSHOT,
     "release": RECORD_KIND_RELEASE,
@@ -572,6 +594,8 @@ _STATES: Mapping[int, str] = {
     RECORD_KIND_ORGANIZATION: "state_of_organizations",
     RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
     RECORD_KIND_SECRETS: "state_of_secrets",
+    RECORD_KIND_TOKEN_KEY: "state_of_token_keys",
+    RECORD_KIND_REVOCATION: "state_of_revocations",
     RECORD_KIND_APP: "state_of_apps",
     RECORD_KIND_WORKER: "state_of_workers",
     RECORD_KIND_VOLUME: "state_of_volumes",

@@ -16,6 +16,7 @@ from services.central.feed import Feed
 from services.central.graphql import types
 from services.central.mirror import Mirror
 from services.central.releases import Release
+from services.central.tokens import Tokens
 from services.runtime import graphql_types as shared
 from services.runtime.regions import RegionMap
 
@@ -28,6 +29,7 @@ class Centre:
     feed: Feed
     mirror: Mirror
     conversion: Conversion
+    tokens: Tokens
     region_map: RegionMap
     converters: Mapping[str, Release]
     apps_domain: str

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import strawberry
-from graphql import GraphQLError
 from strawberry.scalars import JSON
-from strawberry.types import ExecutionContext
 
 from services.central import catalog, conversion, feed, mirror
 from services.central.errors import Invalid, TakenByRegions
 from services.central.graphql import types
 from services.central.graphql.context import Info
+from services.central.graphql.tokens import TokenMutation, TokenQuery
 from services.central.releases import Release as CentralRelease
 from services.runtime.graphql_types import (
     App,
@@ -21,6 +20,7 @@ from services.runtime.graphql_types import (
     Organization,
     ReadQuery,
     Release,
+    Schema,
     User,
     field,
     mutation,
@@ -152,7 +152,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 
 @strawberry.type
-class Query(ReadQuery):
+class Query(TokenQuery, ReadQuery):
     @field("Apps by name, after the name `after`.")
     async def apps(
         self, info: Info, organization_slug: str | None = None, after: str = "", first: int = 100
@@ -337,7 +337,7 @@ class MirrorSnapshotInput:
 
 
 @strawberry.type
-class Mutation:
+class Mutation(TokenMutation):
     @mutation("A new app. NAME_TAKEN, INVALID, NOT_FOUND (the organization).")
     async def create_app(self, info: Info, input: CreateAppInput) -> CreateAppPayload:
         record = await info.context.catalog.create_app(
@@ -459,13 +459,6 @@ def _secrets_changed(record: catalog.App, info: Info) -> SecretsPayload:
         created_at="",
     )
     return SecretsPayload(app=types.app(record, info.context.apps_domain), version=version, release=release)
-
-
-class Schema(strawberry.Schema):
-    """Its errors are logged by the endpoint, which knows which of them are faults."""
-
-    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
-        """Nothing: see the class."""
 
 
 schema = Schema(

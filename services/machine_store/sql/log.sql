@@ -74,6 +74,14 @@ SELECT revision, document AS record FROM catalog_records WHERE kind = 6 AND NOT 
 -- Secrets of apps that are not deleted.
 SELECT revision, document - 'history' AS record FROM catalog_records WHERE kind = 7 AND NOT deleted ORDER BY revision
 
+-- name: state_of_token_keys
+-- Keys of tokens that are not retired.
+SELECT revision, document AS record FROM catalog_records WHERE kind = 8 AND NOT deleted ORDER BY revision
+
+-- name: state_of_revocations
+-- Revocations, all that there ever were.
+SELECT revision, document AS record FROM catalog_records WHERE kind = 9 ORDER BY revision
+
 -- name: state_of_volumes
 -- Volumes that are not destroyed.
 SELECT revision, to_jsonb(v) - 'key' - 'fingerprint' AS record FROM volumes v WHERE state <> 7 ORDER BY revision

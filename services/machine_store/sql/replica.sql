@@ -10,10 +10,10 @@ SELECT * FROM apply_catalog_changes($1, $2, $3, $4, $5, $6, $7, $8, $9)
 SELECT * FROM put_catalog_records($1, $2, $3, $4, $5)
 
 -- name: list_catalog
--- Kind and id of every record that is not deleted.
+-- Kind and id of every record that is not deleted, but for revocations: these stay.
 SELECT 3::smallint AS kind, id FROM apps WHERE deleted_at IS NULL
 UNION ALL
-SELECT kind, id FROM catalog_records WHERE NOT deleted
+SELECT kind, id FROM catalog_records WHERE NOT deleted AND kind <> 9
 
 -- name: get_catalog_state
 -- How far the catalog is, and how much it holds.
