@@ -11,6 +11,7 @@ import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.machines.v1 import (
+    graphql_pb2_grpc,
     machines_pb2_grpc,
     organizations_pb2_grpc,
     platform_pb2_grpc,
@@ -22,12 +23,15 @@ from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
 from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreStub
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreStub
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
 from gateway import inside, leases, lifecycle, machines, metadata
 from gateway.apps import Apps, Catalog
 from gateway.auth import Tokens, access
 from gateway.fleet import Fleet
+from gateway.graphql.reads import Sources
+from gateway.graphql.service import GraphQLService
 from gateway.platform_service import OrganizationsService, PlatformService
 from gateway.release_service import ReleasesService
 from gateway.releases import Releases
@@ -126,6 +130,16 @@ class GatewayService:
         )
         self._releases = ReleasesService(releases)
         self._platform = PlatformService(around, self._catalog)
+        self._graphql = GraphQLService(
+            Sources(
+                around=around,
+                catalog=self._catalog,
+                releases=releases,
+                catalog_store=CatalogStoreStub(store),
+                volume_store=VolumeStoreStub(store),
+                secrets=secrets,
+            )
+        )
         self._servicer = _Servicer(around, self._waits, self._workers)
 
     @property
@@ -148,6 +162,7 @@ class GatewayService:
         secrets_pb2_grpc.add_SecretsServicer_to_server(self._secrets, registry)
         releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
         platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
+        graphql_pb2_grpc.add_GraphQLServicer_to_server(self._graphql, registry)
         organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
 
     async def run(self, ready: Callable[[], None]) -> None:

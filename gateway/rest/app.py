@@ -14,11 +14,14 @@ from typing import Any
 
 import grpc
 from opentelemetry.trace import Span
+from skerry.machines.v1 import graphql_pb2
 from starlette.types import Receive, Scope, Send
 
 from gateway.auth import Admission
-from gateway.public_services import PUBLIC_SERVICES
+from gateway.graphql.errors import refused, shown_error
+from gateway.public_services import PUBLIC_SERVICES, path_of
 from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
+from gateway.rest.codec import dump
 from gateway.rest.routes import NO_CONTENT, Router, routes_of
 from gateway.routing import UNREACHABLE_KEY
 from services.runtime import telemetry
@@ -51,6 +54,7 @@ LISTS = frozenset({"ListMachines", "SimulatePlacements"})
 """Methods whose answers may lack regions."""
 
 HEALTH_PATH = "/healthz"
+GRAPHQL_PATH = "/graphql"
 
 _FORWARDED: Mapping[bytes, str] = {
     b"authorization": "authorization",
@@ -100,6 +104,11 @@ class RestApp:
             )
             for route in routes
         }
+        self._execute = channel.unary_unary(
+            path_of(graphql_pb2.DESCRIPTOR.services_by_name["GraphQL"].methods_by_name["Execute"]),
+            request_serializer=graphql_pb2.ExecuteRequest.SerializeToString,
+            response_deserializer=graphql_pb2.ExecuteResponse.FromString,
+        )
         self._ready = ready
         self._clock = clock
         self._random = random
@@ -157,6 +166,8 @@ class RestApp:
             body = await _read_body(receive, self._max_body_bytes)
         if path == HEALTH_PATH:
             return self._health(verb)
+        if path == GRAPHQL_PATH:
+            return await self._graphql(verb, body, [("fly-request-id", request_id), *_metadata(headers)], receive)
         route, segments = self._router.find(verb, path)
         if span is not None:
             span.update_name(f"{verb} {route.template}")
@@ -169,6 +180,19 @@ class RestApp:
         if route.rpc in LISTS:
             more += _unreachable(await call.trailing_metadata())
         return Answer(route.status, await route.write(response), more)
+
+    async def _graphql(
+        self, verb: str, body: bytes, metadata: Sequence[tuple[str, str]], receive: Receive
+    ) -> Answer:
+        """The answer to an operation: whatever is wrong with it or the token stands in it, with the status 200."""
+        if verb != "POST":
+            raise MethodNotAllowed(f"{GRAPHQL_PATH} has no {verb}; it has: POST", metadata={"allow": "POST"})
+        call = self._execute(graphql_pb2.ExecuteRequest(document=body), timeout=CALL_SECONDS, metadata=metadata)
+        try:
+            document: bytes = (await _unless_gone(call, receive)).document
+        except SkerryError as error:
+            return Answer(200, dump(refused(shown_error(error))), [])
+        return Answer(200, document, _unreachable(await call.trailing_metadata()))
 
     def _health(self, verb: str) -> Answer:
         if verb != "GET":

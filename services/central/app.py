@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from services.central import mirror
 from services.central.errors import Invalid, Missing, Refusal, Unauthorized
@@ -134,7 +135,10 @@ class CentralApp:
         if not isinstance(query, str) or not isinstance(variables, dict) or not isinstance(operation, str | None):
             raise Invalid("the body must be {query: string, variables: object, operationName: string}")
         with self._tracer.span(f"graphql {operation or 'operation'}"):
-            result = await schema.execute(query, variables, self._centre, operation_name=operation or None)
+            try:
+                result = await schema.execute(query, variables, self._centre, operation_name=operation or None)
+            except CannotGetOperationTypeError as error:
+                raise Invalid("operationName must name an operation of the query") from error
         answer: Answer = {"data": result.data}
         if result.errors:
             answer["errors"] = [_shown(error) for error in result.errors]

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NewType, Protocol, TypeVar
 
 import strawberry
+from graphql import GraphQLError
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
+from strawberry.types import ExecutionContext
 
 from services.runtime.regions import Region as RegionRecord
 
@@ -513,6 +515,13 @@ def _long(value: object) -> Long:
     if isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
         return Long(value)
     raise ValueError("a Long is an integer of 64 bits")
+
+
+class Schema(strawberry.Schema):
+    """Its errors are logged by whoever executes operations: that is who knows which of them are faults."""
+
+    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+        """Nothing: see the class."""
 
 
 def schema_config() -> StrawberryConfig:
