@@ -26,6 +26,7 @@ from services.config_converter.settings import HandoverSettings
 from services.runtime.errors import InvalidConfig, Violation
 from services.runtime.sealing import KEY_BYTES, Keyring
 from services.runtime.settings import Addresses, Database, Settings
+from services.scheduler.settings import SchedulingSettings
 from services.worker.settings import ProcessSettings, WorkerSettings
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class MeshSettings(Settings):
     handover: HandoverSettings = HandoverSettings()
     """The hand-over of conversion."""
 
+    scheduler: SchedulingSettings = SchedulingSettings()
+    """The scheduler and its reconciler."""
     process: ProcessSettings = ProcessSettings()
     """The process driver of its workers; `[process.images]` says which command stands for an image."""
     workers: tuple[WorkerSettings, ...] = ()

@@ -179,7 +179,8 @@ class Composition:
         self._add(CENTRAL_SYNC, sync)
 
     def _add_scheduler(self) -> None:
-        from services.scheduler.service import SchedulerService
+        from services.scheduler.reconcile import ReconcileSettings
+        from services.scheduler.service import SchedulerService, SchedulerSettings
 
         scheduler = SchedulerService(
             self._channel(SCHEDULER, MACHINE_STORE),
@@ -187,6 +188,9 @@ class Composition:
             instance=self._settings.instance,
             clock=self._clock,
             random=self._random,
+            settings=SchedulerSettings(
+                reconcile=ReconcileSettings(start_deadline=self._settings.scheduler.start_deadline)
+            ),
         )
         self._add(SCHEDULER, scheduler)
 

@@ -24,6 +24,7 @@ from services.runtime.errors import Conflict, SkerryError
 from services.runtime.telemetry import log
 from services.scheduler.reconcile import (
     Action,
+    Explain,
     Memory,
     Purge,
     ReconcileSettings,
@@ -149,13 +150,15 @@ class Leader:
                     await self._set_status(action, term)
                 case Start():
                     await self._start(action)
+                case Explain():
+                    await self._explain(action)
                 case Repair():
                     await self._repair(term)
                 case Purge():
                     await self._purge(term)
         except Conflict as error:
             _actions.labels(self._cell, name, error.reason).inc()
-            if not isinstance(action, Start):
+            if not isinstance(action, Start | Explain):
                 log.info("reconciler_overruled", term=term, why=error.message)
                 self._overruled = True
         except SkerryError as error:
@@ -187,6 +190,19 @@ class Leader:
             timeout=_WRITE_SECONDS,
         )
         log.info("machine_started_by_reconciler", machine=action.machine_id, why=action.why)
+
+    async def _explain(self, action: Explain) -> None:
+        noted = await self._store.ExplainDelay(
+            store_pb2.ExplainDelayRequest(
+                machine_id=action.machine_id,
+                expected_generation=action.generation,
+                expected_state=action.state,
+                reason=action.reason,
+            ),
+            timeout=_WRITE_SECONDS,
+        )
+        if noted.changed:
+            log.warning("machine_not_started_in_time", machine=action.machine_id, why=action.reason)
 
     async def _repair(self, term: int) -> None:
         mended = await self._store.RepairReservations(
@@ -241,7 +257,7 @@ def _subject(action: Action) -> str:
     match action:
         case SetStatus():
             return action.worker_id
-        case Start():
+        case Start() | Explain():
             return action.machine_id
         case _:
             return ""

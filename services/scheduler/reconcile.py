@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
@@ -57,6 +58,7 @@ STARTABLE = frozenset((MACHINE_STATE_CREATED, MACHINE_STATE_STOPPED, MACHINE_STA
 """States of a machine that does not run and that a start takes up."""
 RUNNING = frozenset((MACHINE_STATE_STARTING, MACHINE_STATE_STARTED, MACHINE_STATE_RESTARTING, MACHINE_STATE_UPDATING))
 """States of a machine that runs or is to run: what a standby stands by for."""
+_TO_RUN = frozenset((MACHINE_STATE_STARTING, MACHINE_STATE_RESTARTING))
 TRANSIENT = frozenset(
     (
         MACHINE_STATE_STARTING,
@@ -83,11 +85,15 @@ class ReconcileSettings:
     repair_every: float = 5.0
     purge_every: float = 300.0
     stuck_after: float = 60.0
+    start_deadline: float = 60.0
+    """A machine that was to run and does not after this time is told what it waits for."""
     log_age: float = 7 * _DAY
     key_age: float = _DAY
     destroyed_age: float = 7 * _DAY
     starts_per_pass: int = 100
     """How many machines (not seconds) are started at most in a pass."""
+    explanations_per_pass: int = 100
+    """How many machines are told at most in a pass what they wait for."""
     longest_backoff: float = 60.0
 
 
@@ -110,6 +116,16 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Explain:
+    """Tell a machine that is not started within its deadline what it waits for, if it still is so."""
+
+    machine_id: MachineId
+    generation: int
+    state: MachineState.ValueType
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """Compare reservations with machines and mend them."""
 
@@ -119,7 +135,7 @@ class Purge:
     """Forget what is old enough."""
 
 
-Action = SetStatus | Start | Repair | Purge
+Action = SetStatus | Start | Explain | Repair | Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +228,7 @@ def decide(
         backoff = min(settings.longest_backoff, 2.0**tries)
         attempts[start.machine_id] = Attempt(start.generation, tries, now + backoff)
         actions.append(start)
+    actions += islice(_delays(watchlist, lost, now, settings.start_deadline), settings.explanations_per_pass)
     remembered = replace(memory, looking_since=since, last_look=now, attempts=attempts)
     if now >= memory.next_repair:
         actions.append(Repair())
@@ -273,6 +290,28 @@ def _stuck(watchlist: Watchlist, lost: Collection[WorkerId], now: float, after: 
         seconds = now - _seconds(record.updated_at)
         if seconds > after and record.worker_id not in lost and record.leaving_worker_id not in lost:
             yield Stuck(MachineId(record.id), record.state, seconds)
+
+
+def _delays(watchlist: Watchlist, lost: Collection[WorkerId], now: float, deadline: float) -> Iterator[Explain]:
+    for record in watchlist.transient.values():
+        if record.state not in _TO_RUN:
+            continue
+        # One that its policy restarts has run since its generation was asked for.
+        asked = record.state == MACHINE_STATE_STARTING and record.HasField("generation_at")
+        since = record.generation_at if asked else record.updated_at
+        if now - _seconds(since) > deadline and record.reason != (reason := _waits_for(record, lost)):
+            yield Explain(MachineId(record.id), record.generation, record.state, reason)
+
+
+def _waits_for(record: MachineRecord, lost: Collection[WorkerId]) -> str:
+    if leaving := record.leaving_worker_id:
+        why = ", which cannot be reached" if leaving in lost else ""
+        return f"it moves to worker {record.worker_id}, and waits for worker {leaving}{why}, to let go of it"
+    if record.worker_id in lost:
+        return f"it waits for worker {record.worker_id}, which cannot be reached"
+    if record.restart_count:
+        return f"it has ended {record.restart_count} times, and waits for its restart policy to start it again"
+    return f"it waits for worker {record.worker_id}, which can be reached and has not started it yet"
 
 
 def _may_try(attempt: Attempt | None, now: float) -> bool:

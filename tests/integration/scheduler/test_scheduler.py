@@ -47,7 +47,9 @@ SECRET = "secret of the set"
 # Everything ten times as fast as in earnest.
 QUICK = SchedulerSettings(
     lead=LeadTimes(lease=1.0, keep_every=0.2),
-    reconcile=ReconcileSettings(pass_every=0.1, worker_lease=1.0, longest_gap=0.6, repair_every=0.3),
+    reconcile=ReconcileSettings(
+        pass_every=0.1, worker_lease=1.0, longest_gap=0.6, repair_every=0.3, start_deadline=0.5
+    ),
 )
 
 
@@ -403,6 +405,33 @@ async def test_a_machine_whose_schedule_is_due_is_started_once(cell: Cell) -> No
         await cell.observe(again, 4, exited=store_pb2.Exited())
         await reconciled(3)
         assert (await cell.machine(made.id)).generation == made.generation + 1
+
+
+async def test_a_machine_that_is_not_started_in_time_says_what_it_waits_for_and_is_silent_once_it_runs(
+    cell: Cell,
+) -> None:
+    await cell.add_worker("w1")
+    machine = await cell.add_machine(["w1"])
+
+    async def reason() -> str:
+        return (await cell.machine(machine.id)).reason
+
+    async def says(what: str) -> bool:
+        return what in await reason()
+
+    async with cell.scheduler():
+        await eventually(lambda: says("it waits for worker w1, which can be reached and has not started it yet"))
+        await cell.silence("w1")
+        await eventually(lambda: says("it waits for worker w1, which cannot be reached"))
+        cell.revive("w1")
+        await eventually(lambda: says("can be reached"))
+        await cell.observe(machine, 1, started=store_pb2.Started())
+        assert await reason() == ""
+        await reconciled(1)
+        assert await reason() == ""
+    listed = await cell.store.ListMachineEvents(store_pb2.ListMachineEventsRequest(machine_id=machine.id, limit=10))
+    assert [event.type for event in listed.events] == ["start", "delay", "delay", "delay", "launch"]
+    assert {event.source for event in listed.events[1:4]} == {"flyd"}
 
 
 async def test_reservations_that_were_corrupted_are_repaired(cell: Cell) -> None:

@@ -14,6 +14,7 @@ from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_CREATED,
     MACHINE_STATE_DESTROYED,
     MACHINE_STATE_FAILED,
+    MACHINE_STATE_RESTARTING,
     MACHINE_STATE_STARTED,
     MACHINE_STATE_STARTING,
     MACHINE_STATE_STOPPED,
@@ -34,6 +35,7 @@ from services.runtime.ids import MachineId, WorkerId
 from services.scheduler.fleet import Fleet
 from services.scheduler.reconcile import (
     Action,
+    Explain,
     Memory,
     Purge,
     ReconcileSettings,
@@ -295,6 +297,56 @@ def test_a_machine_that_waits_for_a_lost_worker_is_not_stuck() -> None:
     )
     cell.at(NOW, LOST, ALIVE)
     assert not cell.stuck
+
+
+def reasons(actions: Sequence[Action]) -> dict[str, str]:
+    return {action.machine_id: action.reason for action in actions if isinstance(action, Explain)}
+
+
+def test_a_machine_that_is_not_started_within_its_deadline_is_told_what_it_waits_for() -> None:
+    starting = MACHINE_STATE_STARTING
+    cell = Cell(
+        machine("slow", "w2", state=starting, generation_at=NOW - 61),
+        machine("on-lost", "w1", state=starting, generation_at=NOW - 61),
+        machine("moving", "w2", state=starting, generation_at=NOW - 61, leaving="w1"),
+        machine("moves-on", "w1", state=starting, generation_at=NOW - 61, leaving="w2"),
+        machine("in-time", "w2", state=starting, generation_at=NOW - 59, updated_at=NOW - 59),
+        machine("runs", "w2", generation_at=NOW - DAY, updated_at=NOW - DAY),
+        machine("never-asked", "w2", state=MACHINE_STATE_CREATED, generation_at=None, updated_at=NOW - DAY),
+    )
+    assert reasons(cell.at(NOW, LOST, ALIVE)) == {
+        "slow": "it waits for worker w2, which can be reached and has not started it yet",
+        "on-lost": "it waits for worker w1, which cannot be reached",
+        "moving": "it moves to worker w2, and waits for worker w1, which cannot be reached, to let go of it",
+        "moves-on": "it moves to worker w1, and waits for worker w2, to let go of it",
+    }
+
+
+def test_the_deadline_of_a_machine_that_its_policy_restarts_begins_with_its_last_change() -> None:
+    record = machine("m", "w2", state=MACHINE_STATE_RESTARTING, generation_at=NOW - DAY, updated_at=NOW - 59)
+    record.restart_count = 7
+    cell = Cell(record)
+    assert reasons(cell.at(NOW, LOST, ALIVE)) == {}
+    assert reasons(cell.at(NOW + 2, LOST, ALIVE)) == {
+        "m": "it has ended 7 times, and waits for its restart policy to start it again"
+    }
+
+
+def test_a_machine_is_told_again_only_what_is_news() -> None:
+    record = machine("m", "w1", state=MACHINE_STATE_STARTING, generation_at=NOW - DAY)
+    cell = Cell(record)
+    (told,) = reasons(cell.at(NOW, ALIVE)).values()
+    record.reason = told
+    cell.put(record)
+    assert reasons(cell.at(NOW + 1, ALIVE)) == {}
+    assert reasons(cell.at(NOW + 2, LOST, ALIVE)) == {"m": "it waits for worker w1, which cannot be reached"}
+
+
+def test_the_deadline_is_a_setting_and_a_pass_tells_a_bounded_number() -> None:
+    cell = Cell(*(machine(f"m{n}", "w2", state=MACHINE_STATE_STARTING, generation_at=NOW - 3) for n in range(9)))
+    settings = ReconcileSettings(start_deadline=2.0, explanations_per_pass=4)
+    assert len(reasons(cell.at(NOW, LOST, ALIVE, settings=settings))) == 4
+    assert reasons(cell.at(NOW, LOST, ALIVE)) == {}
 
 
 def test_a_destroyed_machine_needs_nothing() -> None:
