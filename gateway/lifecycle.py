@@ -13,6 +13,7 @@ from skerry.types.v1.machine_pb2 import MachineEvent
 from gateway.leases import shown_nonce
 from gateway.machines import SOURCE, Surroundings, no_machine, region_violation
 from gateway.names import is_machine_id
+from gateway.pages import MOST_ON_A_PAGE, Position, cut, read_cursor
 from gateway.public import public_machine
 from gateway.routing import Listed
 from gateway.waits import STATE_NAMES, STATES, Seen, Waits, goal_of, timeout_of
@@ -36,19 +37,30 @@ async def get_machine(around: Surroundings, request: api.GetMachineRequest) -> a
 
 
 async def list_machines(around: Surroundings, request: api.ListMachinesRequest) -> Listed:
-    """Machines of an app, oldest first, of all regions or one.
+    """Machines of an app, oldest first, of all regions or one, all or a page.
 
-    Raises NotFound for the app, InvalidConfig of `state` and `region`, DependencyDown for the one region asked for.
+    Raises NotFound for the app, InvalidConfig of `state`, `region`, `limit` and `cursor`, DependencyDown for the one
+    region asked for.
     """
     violations = [_unknown_state(name) for name in request.state if name not in STATES]
     if (region := region_violation(around, request.region)) is not None:
         violations.append(region)
+    if request.limit > MOST_ON_A_PAGE:
+        violations.append(Violation("limit", f"must be 1..{MOST_ON_A_PAGE}"))
     if violations:
         raise _invalid(violations)
-    return await around.routing.list_machines(request, lambda: _list_here(around, request))
+    positions = read_cursor(request.cursor)
+    after = positions.get(around.cell)
+    listed = await around.routing.list_machines(request, lambda: _list_here(around, request, after))
+    if not request.limit:
+        return listed
+    page = cut(listed.machines, request.limit, positions)
+    return Listed(page.machines, listed.unreachable, page.next_cursor)
 
 
-async def _list_here(around: Surroundings, request: api.ListMachinesRequest) -> list[api.Machine]:
+async def _list_here(
+    around: Surroundings, request: api.ListMachinesRequest, after: Position | None
+) -> list[api.Machine]:
     app = await around.apps.resolve(request.app_name)
     wanted = store.ListMachinesRequest(
         app_id=app.id,
@@ -56,7 +68,11 @@ async def _list_here(around: Surroundings, request: api.ListMachinesRequest) -> 
         states=[STATES[name] for name in request.state],
         metadata=request.metadata,
         view=store.MACHINE_VIEW_BASIC if request.summary else store.MACHINE_VIEW_FULL,
+        limit=request.limit,
     )
+    if after is not None:
+        wanted.after_created_at.CopyFrom(after.created_at)
+        wanted.after_id = after.id
     pieces = around.store.ListMachines(wanted)
     return [public_machine(machine, app, cell=around.cell) async for piece in pieces for machine in piece.machines]
 

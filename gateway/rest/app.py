@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -22,7 +22,12 @@ from gateway.graphql.errors import refused, shown_error
 from gateway.public_services import PUBLIC_SERVICES, path_of
 from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
 from gateway.rest.codec import dump
-from gateway.rest.routes import NO_CONTENT, Router, routes_of
+from gateway.rest.events import HEADERS as EVENT_HEADERS
+from gateway.rest.events import EventStream
+from gateway.rest.pages import PATHS as PAGE_PATHS
+from gateway.rest.pages import answer_page
+from gateway.rest.preconditions import etag, insist_on_match
+from gateway.rest.routes import NO_CONTENT, Route, Router, routes_of
 from gateway.routing import UNREACHABLE_KEY
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -47,11 +52,16 @@ BODY_SECONDS = 30.0
 CALL_SECONDS = 15.0
 LONG_CALL_SECONDS: Mapping[str, float] = {"WaitMachine": 65.0, "ExecMachine": 65.0}
 """Deadlines of the methods that may take longer than CALL_SECONDS."""
+STREAM_SECONDS = 3600.0
+"""The deadline of a stream; whoever serves it ends it before."""
 DISCONNECT_AFTER_SECONDS = 0.05
 """A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""
 
-LISTS = frozenset({"ListMachines", "SimulatePlacements"})
+LISTS = frozenset({"ListMachines", "ListVolumes", "SimulatePlacements"})
 """Methods whose answers may lack regions."""
+
+NEXT_CURSOR = b"skerry-next-cursor"
+"""The header that says where the next page of a list begins."""
 
 HEALTH_PATH = "/healthz"
 GRAPHQL_PATH = "/graphql"
@@ -68,7 +78,6 @@ _TRACE_HEADERS: Mapping[bytes, str] = {
     b"baggage": "baggage",
 }
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}").fullmatch
-_JSON = (b"content-type", b"application/json")
 
 
 class _ClientGone(Exception):
@@ -97,13 +106,14 @@ class RestApp:
         routes = routes_of(*PUBLIC_SERVICES)
         self._router = Router(routes)
         self._calls: dict[str, Callable[..., Any]] = {
-            route.path: channel.unary_unary(
+            route.path: (channel.unary_stream if route.streams else channel.unary_unary)(
                 route.path,
                 request_serializer=route.request.SerializeToString,
                 response_deserializer=route.response.FromString,
             )
             for route in routes
         }
+        self._closing = asyncio.Event()
         self._execute = channel.unary_unary(
             path_of(graphql_pb2.DESCRIPTOR.services_by_name["GraphQL"].methods_by_name["Execute"]),
             request_serializer=graphql_pb2.ExecuteRequest.SerializeToString,
@@ -113,6 +123,10 @@ class RestApp:
         self._clock = clock
         self._random = random
         self._tracer = telemetry.tracer("gateway")
+
+    def close(self) -> None:
+        """End the streams: the process is going to stop."""
+        self._closing.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,7 +159,10 @@ class RestApp:
             span.set_attribute("http.response.status_code", answer.status)
             span.end()
         await send({"type": "http.response.start", "status": answer.status, "headers": _headers(answer, request_id)})
-        await send({"type": "http.response.body", "body": answer.body})
+        if answer.stream is not None:
+            await answer.stream.send(send, receive, self._closing)
+        else:
+            await send({"type": "http.response.body", "body": answer.body})
 
     def answer_to_no_request(self, why: str) -> tuple[Answer, Headers]:
         """The answer to bytes that are no HTTP request, and its headers. Runs in a context that is dropped after it."""
@@ -166,20 +183,57 @@ class RestApp:
             body = await _read_body(receive, self._max_body_bytes)
         if path == HEALTH_PATH:
             return self._health(verb)
+        if path in PAGE_PATHS:
+            return answer_page(verb, path)
         if path == GRAPHQL_PATH:
             return await self._graphql(verb, body, [("fly-request-id", request_id), *_metadata(headers)], receive)
         route, segments = self._router.find(verb, path)
         if span is not None:
             span.update_name(f"{verb} {route.template}")
         request, unknown = route.read(segments, scope["query_string"], body)
+        if (condition := headers.get(b"if-match")) is not None:
+            insist_on_match(route, request, condition.decode("latin-1"))
         metadata = [("fly-request-id", request_id), *_metadata(headers)]
+        if route.streams:
+            return await self._stream(route, request, headers, metadata, receive)
+        fields = route.fields(request, scope["query_string"]) if route.items is not None else None
         timeout = LONG_CALL_SECONDS.get(route.rpc, CALL_SECONDS)
         call = self._calls[route.path](request, timeout=timeout, metadata=metadata)
         response = await _unless_gone(call, receive)
         more = [unknown_fields_warning(unknown)] if unknown else []
-        if route.rpc in LISTS:
+        if route.has_machine:
+            more += etag(response)
+        elif route.rpc in LISTS:
             more += _unreachable(await call.trailing_metadata())
-        return Answer(route.status, await route.write(response), more)
+            if route.has_pages and response.next_cursor:
+                more.append((NEXT_CURSOR, response.next_cursor.encode()))
+        return Answer(route.status, await route.write(response, fields), more)
+
+    async def _stream(
+        self,
+        route: Route,
+        request: Any,
+        headers: Mapping[bytes, bytes],
+        metadata: Sequence[tuple[str, str]],
+        receive: Receive,
+    ) -> Answer:
+        """The answer to a watch, once its first response is there: what it is refused for is refused as usual."""
+        if (last := headers.get(b"last-event-id")) is not None:
+            # A client that comes again repeats its query, too.
+            try:
+                route.query["from_revision"](request, last.decode("latin-1"))
+            except ValueError as error:
+                why = f"{error} (it is what Last-Event-ID said)"
+                raise InvalidConfig(f"from_revision {why}", violations=[Violation("from_revision", why)]) from None
+        call = self._calls[route.path](request, timeout=STREAM_SECONDS, metadata=metadata)
+        responses = aiter(call)
+        try:
+            first = await _unless_gone(anext(responses, None), receive)
+        except BaseException:
+            call.cancel()
+            raise
+        stream = EventStream(first, responses, call.cancel, self._clock)
+        return Answer(route.status, b"", EVENT_HEADERS, stream=stream)
 
     async def _graphql(
         self, verb: str, body: bytes, metadata: Sequence[tuple[str, str]], receive: Receive
@@ -203,7 +257,9 @@ class RestApp:
 
 
 def _headers(answer: Answer, request_id: str) -> Headers:
-    described = [_JSON, (b"content-length", b"%d" % len(answer.body))] if answer.status != NO_CONTENT else []
+    described: Headers = []
+    if answer.stream is None and answer.status != NO_CONTENT:
+        described = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body))]
     return [
         *described,
         (b"fly-request-id", request_id.encode()),

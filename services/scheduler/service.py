@@ -17,13 +17,13 @@ from services.runtime.clock import Clock
 from services.runtime.duty import LeadTimes
 from services.runtime.errors import DependencyDown
 from services.runtime.following import follow
-from services.runtime.ids import AppId
-from services.runtime.resources import to_vector
+from services.runtime.ids import AppId, WorkerId
+from services.runtime.resources import from_vector, to_vector
 from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
 from services.scheduler.fleet import Need
 from services.scheduler.leader import Leader
-from services.scheduler.placement import count_room, explain, rank
+from services.scheduler.placement import Present, count_room, explain, nearest, rank
 from services.scheduler.reconcile import ReconcileSettings
 from services.scheduler.view import FILTER, View
 
@@ -134,16 +134,20 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServicer):
         candidates = rank(fleet, need, random=self._generator, limit=limit)
         response = scheduler_pb2.PlaceResponse(workers=len(fleet), revision=self._view.revision)
         if candidates:
-            if need.columns:
+            if need.columns and not request.dry_run:
                 fleet.expect(need, candidates[0].worker_id, now + self._settings.expect_for)
             for candidate in candidates:
                 response.candidates.add(worker_id=candidate.worker_id, score=candidate.score, reasons=candidate.reasons)
-        else:
-            for rejection in explain(fleet, need):
+        if not candidates or request.dry_run:
+            present = _present(request)
+            for rejection in explain(fleet, need, present):
                 response.rejections.add(
                     reason=rejection.reason, workers=rejection.workers, most_free=rejection.most_free
                 )
-        _placements.labels(self._cell, "placed" if candidates else "no_capacity").inc()
+            if not candidates and (closest := nearest(fleet, need, present)) is not None:
+                response.nearest.CopyFrom(from_vector(closest))
+        if not request.dry_run:
+            _placements.labels(self._cell, "placed" if candidates else "no_capacity").inc()
         return response
 
     async def CountRoom(
@@ -181,3 +185,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServicer):
             elif stale:
                 log.info("fleet_view_fresh", revision=self._view.revision)
                 stale = False
+
+
+def _present(request: scheduler_pb2.PlaceRequest) -> Present | None:
+    if not request.present_worker_id:
+        return None
+    return Present(WorkerId(request.present_worker_id), tuple(to_vector(request.present_reserved)))

@@ -47,6 +47,20 @@ FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.ins
 WHERE ($1 OR state <> 10) AND ($2::smallint[] IS NULL OR state = ANY ($2))
 ORDER BY m.created_revision
 
+-- name: page_of_app_basic
+-- Machines of an app by the moment of their creation, after one. $1 app id, $2 with destroyed ones, $3 states or null, $4 and $5 when
+-- that one was created, and its id.
+SELECT * FROM machines
+WHERE app_id = $1 AND ($2 OR state <> 10) AND ($3::smallint[] IS NULL OR state = ANY ($3)) AND (created_at, id) > ($4, $5)
+ORDER BY created_at, id
+
+-- name: page_of_app_full
+-- The same with versions.
+SELECT m.*, v.config, v.spec, v.parts
+FROM machines m JOIN versions v ON v.machine_id = m.id AND v.instance_id = m.instance_id
+WHERE m.app_id = $1 AND ($2 OR state <> 10) AND ($3::smallint[] IS NULL OR state = ANY ($3)) AND (m.created_at, m.id) > ($4, $5)
+ORDER BY m.created_at, m.id
+
 -- name: list_events
 -- What happened to a machine, newest first; no row without such a machine. $1 id, $2 app id or '', $3 limit.
 SELECT ARRAY(
