@@ -106,6 +106,15 @@ class Changed:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What comes after a machine in the order of creation: at most `limit`, all when that is 0."""
+
+    after_created_at: datetime
+    after_id: str
+    limit: int
+
+
 class _Look(NamedTuple):
     """A machine as it was read, without config and spec, and the time of the database then."""
 
@@ -251,16 +260,30 @@ class Machines:
         states: Sequence[State],
         metadata: Mapping[str, str],
         whole: bool,
+        page: Page | None = None,
     ) -> AsyncIterator[Sequence[MachineRecord]]:
-        """Machines of an app, or of all apps when that is empty, oldest first, in chunks. Raises DependencyDown."""
-        statement = _SQL[f"list_{'of_app' if app_id else 'all'}_{'full' if whole else 'basic'}"]
+        """Machines of an app, or of all apps when that is empty, oldest first, in chunks; of an app also in pages.
+
+        Raises DependencyDown, InvalidConfig for a page of all apps.
+        """
+        if page is not None and not app_id:
+            raise InvalidConfig("app_id is needed for a page", violations=[Violation("app_id", "is needed for a page")])
+        what = "page_of_app" if page is not None else "list_of_app" if app_id else "list_all"
+        statement = _SQL[f"{what}_{'full' if whole else 'basic'}"]
         scope = [storable(app_id)] if app_id else []
+        after = [page.after_created_at, storable(page.after_id)] if page is not None else []
+        left = page.limit if page is not None else 0
         make = whole_machine_record if whole else machine_record
         async with self._database.reading() as connection:
-            cursor = await connection.cursor(statement, *scope, include_destroyed, list(states) or None)
-            while rows := await cursor.fetch(CHUNK):
+            cursor = await connection.cursor(statement, *scope, include_destroyed, list(states) or None, *after)
+            while rows := await cursor.fetch(min(CHUNK, left) if left and not metadata else CHUNK):
                 records = [make(row) for row in rows]
-                if chosen := [record for record in records if metadata.items() <= dict(record.metadata).items()]:
+                chosen = [record for record in records if metadata.items() <= dict(record.metadata).items()]
+                if left and len(chosen) >= left:
+                    yield chosen[:left]
+                    return
+                if chosen:
+                    left -= len(chosen) if left else 0
                     yield chosen
 
     async def events(self, machine_id: str, app_id: str, limit: int) -> Sequence[MachineEvent]:

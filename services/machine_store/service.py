@@ -24,10 +24,10 @@ from services.machine_store.catalog_service import CatalogStoreService
 from services.machine_store.conversions import Conversions
 from services.machine_store.database import Database, is_away
 from services.machine_store.events import Events
-from services.machine_store.machines import Machines
+from services.machine_store.machines import Machines, Page
 from services.machine_store.plan import InitialPlan, Plans, make_first_plan
 from services.machine_store.plan_service import PlanStoreService
-from services.machine_store.records import moment, timestamp
+from services.machine_store.records import from_timestamp, moment, timestamp
 from services.machine_store.release_service import ReleaseStoreService
 from services.machine_store.releases import Releases
 from services.machine_store.replica import Replica
@@ -155,12 +155,16 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     async def ListMachines(
         self, request: pb.ListMachinesRequest, context: Context
     ) -> AsyncIterator[pb.ListMachinesResponse]:
+        page = None
+        if request.limit or request.HasField("after_created_at"):
+            page = Page(from_timestamp(request.after_created_at), request.after_id, request.limit)
         async for machines in self._machines.list(
             request.app_id,
             include_destroyed=request.include_destroyed,
             states=request.states,
             metadata=request.metadata,
             whole=request.view == pb.MACHINE_VIEW_FULL,
+            page=page,
         ):
             yield pb.ListMachinesResponse(machines=machines)
 
