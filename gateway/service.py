@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import wraps
 from random import Random
 from typing import Any, TypeVar, cast
 
 import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
-from skerry.machines.v1 import machines_pb2 as api
 from skerry.machines.v1 import (
     graphql_pb2_grpc,
     machines_pb2_grpc,
@@ -18,6 +18,7 @@ from skerry.machines.v1 import (
     releases_pb2_grpc,
     secrets_pb2_grpc,
 )
+from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
@@ -29,6 +30,8 @@ from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 from gateway import inside, leases, lifecycle, machines, metadata
 from gateway.apps import Apps, Catalog
 from gateway.auth import Tokens, access
+from gateway.batch import create_machines
+from gateway.dry_run import dry_run_creation, dry_run_update
 from gateway.fleet import Fleet
 from gateway.graphql.reads import Sources
 from gateway.graphql.service import GraphQLService
@@ -39,16 +42,18 @@ from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
 from gateway.secrets import Secrets
 from gateway.secrets_service import SecretsService
+from gateway.token_catalog import TokenCatalog
 from gateway.waits import Waits
+from gateway.watching import LONGEST_SECONDS as LONGEST_WATCH_SECONDS
+from gateway.watching import Watches, watch_machines
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown
 from services.runtime.following import follow
 from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry, ServerInterceptor, current_call
 from services.runtime.sealing import Keyring
+from services.runtime.tokens import Grant, Verifier
 
-from gateway.token_catalog import TokenCatalog
-from gateway.volume_service import VolumesService
 NAME = "gateway"
 
 WAIT_SECONDS = 65.0
@@ -58,12 +63,13 @@ _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 
 _FOLLOWED = store.WatchFilter(
     kinds=[
-from services.runtime.tokens import Grant, Verifier
         store.RECORD_KIND_MACHINE,
         store.RECORD_KIND_APP,
         store.RECORD_KIND_ORGANIZATION,
         store.RECORD_KIND_IMAGE_ALIAS,
         store.RECORD_KIND_WORKER,
+        store.RECORD_KIND_TOKEN_KEY,
+        store.RECORD_KIND_REVOCATION,
     ],
     view=store.MACHINE_VIEW_BASIC,
 )
@@ -74,8 +80,6 @@ class GatewayService:
 
     name = NAME
 
-        store.RECORD_KIND_TOKEN_KEY,
-        store.RECORD_KIND_REVOCATION,
     def __init__(
         self,
         *,
@@ -94,14 +98,15 @@ class GatewayService:
         """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map.
 
         Without `central_sync` there is no centre: apps are the region's own. `connect` makes the channels to the
-        gateways of other cells, `connect_worker` those to the workers of this one. `keyring` opens secrets of apps for
-        those who may see them.
+        gateways of other cells, `connect_worker` those to the workers of this one. `create_waited` is told how many
+        seconds the store took for each machine. `keyring` opens secrets of apps for those who may see them.
         """
         self._store = MachineStoreStub(store)
         self._catalog = Catalog()
         self._waits = Waits()
         self._clock = clock
         self._random = random
+        self._verifier = Verifier()
         self._ready = False
         self._routing = Routing(cell=cell, regions=regions, connect=connect)
         centre = CentralSyncStub(central_sync) if central_sync is not None else None
@@ -112,7 +117,6 @@ class GatewayService:
             region=self._routing.region,
             regions=regions,
             routing=self._routing,
-        self._verifier = Verifier()
             apps=apps,
             secrets=secrets,
             store=self._store,
@@ -140,7 +144,8 @@ class GatewayService:
                 secrets=secrets,
             )
         )
-        self._servicer = _Servicer(around, self._waits, self._workers)
+        self._watches = Watches()
+        self._servicer = _Servicer(around, self._waits, self._watches, self._workers)
 
     @property
     def is_ready(self) -> bool:
@@ -151,6 +156,15 @@ class GatewayService:
     def waiting(self) -> int:
         """How many callers wait for a machine."""
         return len(self._waits)
+
+    @property
+    def watching(self) -> int:
+        """How many watches of machines are open."""
+        return len(self._watches)
+
+    def grant_of(self, token: str) -> Grant:
+        """What a token allows now, by the keys and revocations that the catalog has. Raises Unauthenticated."""
+        return self._verifier.verify(token, self._clock.now())
 
     async def insist_on_reach(self, app_name: str) -> None:
         """Raises NotFound unless the token of the current call reaches the app; what `Apps.resolve` raises."""
@@ -176,15 +190,6 @@ class GatewayService:
             await follow(
                 self._store,
                 _FOLLOWED,
-    @property
-    def watching(self) -> int:
-        """How many watches of machines are open."""
-        return len(self._watches)
-
-    def grant_of(self, token: str) -> Grant:
-        """What a token allows now, by the keys and revocations that the catalog has. Raises Unauthenticated."""
-        return self._verifier.verify(token, self._clock.now())
-
                 _Views(self._catalog, self._waits, self._fleet, TokenCatalog(self._verifier)),
                 on_caught_up=caught_up,
                 clock=self._clock,
@@ -231,10 +236,17 @@ class _Views:
                 self._catalog.apply_image(change.image_alias)
             elif record == "worker":
                 self._fleet.apply(change.worker)
+            elif record == "token_key":
+                self._tokens.apply_key(change.token_key)
+            elif record == "revocation":
+                self._tokens.apply_revocation(change.revocation)
+        if response.snapshot_complete:
+            self._tokens.complete()
 
     def reset(self) -> None:
         self._catalog.reset()
         self._fleet.reset()
+        self._tokens.reset()
 
 
 def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], _Method]:
@@ -253,20 +265,16 @@ def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], 
 
 
 class _Servicer(machines_pb2_grpc.MachinesServicer):
-    def __init__(self, around: machines.Surroundings, waits: Waits, workers: inside.WorkerChannels) -> None:
+    def __init__(
+        self, around: machines.Surroundings, waits: Waits, watches: Watches, workers: inside.WorkerChannels
+    ) -> None:
         self.routing = around.routing
         self._around = around
-            elif record == "token_key":
-                self._tokens.apply_key(change.token_key)
-            elif record == "revocation":
-                self._tokens.apply_revocation(change.revocation)
-        if response.snapshot_complete:
-            self._tokens.complete()
+        self._watches = watches
         self._waits = waits
         self._workers = workers
 
     async def CreateApp(self, request: api.CreateAppRequest, context: object) -> api.CreateAppResponse:
-        self._tokens.reset()
         return api.CreateAppResponse(app=await self._around.apps.create(request))
 
     async def ListApps(self, request: api.ListAppsRequest, context: object) -> api.ListAppsResponse:
@@ -284,7 +292,12 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         if (peer := self._around.routing.by_region(request.region)) is not None:
             forwarded: api.CreateMachineResponse = await peer.call("CreateMachine", request)
             return forwarded
-        machine = await machines.create_machine(self._around, request, _metadata("idempotency-key"))
+        key = _metadata("idempotency-key")
+        if request.dry_run:
+            return api.CreateMachineResponse(dry_run=await dry_run_creation(self._around, request, key))
+        if request.count > 1:
+            return api.CreateMachineResponse(machines=await create_machines(self._around, request, key))
+        machine = await machines.create_machine(self._around, request, key)
         return api.CreateMachineResponse(machine=machine)
 
     async def ListMachines(
@@ -293,7 +306,19 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         listed = await lifecycle.list_machines(self._around, request)
         if listed.unreachable:
             context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(listed.unreachable)),))
-        return api.ListMachinesResponse(machines=listed.machines)
+        return api.ListMachinesResponse(machines=listed.machines, next_cursor=listed.next_cursor)
+
+    async def WatchMachines(
+        self, request: api.WatchMachinesRequest, context: object
+    ) -> AsyncIterator[api.WatchMachinesResponse]:
+        peer = self._around.routing.by_region(request.region)
+        if peer is not None:
+            responses = peer.stream("WatchMachines", request, LONGEST_WATCH_SECONDS)
+        else:
+            responses = watch_machines(self._around, self._watches, request)
+        async with aclosing(responses) as watched:
+            async for response in watched:
+                yield response
 
     @_where_the_machine_is()
     async def GetMachine(self, request: api.GetMachineRequest, context: object) -> api.GetMachineResponse:
@@ -301,6 +326,8 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
 
     @_where_the_machine_is()
     async def UpdateMachine(self, request: api.UpdateMachineRequest, context: object) -> api.UpdateMachineResponse:
+        if request.dry_run:
+            return api.UpdateMachineResponse(dry_run=await dry_run_update(self._around, request))
         return api.UpdateMachineResponse(machine=await machines.update_machine(self._around, request))
 
     @_where_the_machine_is()
