@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from skerry.scheduler.v1.scheduler_pb2 import PlaceResponse
@@ -48,16 +48,79 @@ _REASONS: dict[str, _Reason] = {
 }
 
 
+_SHORT = frozenset(reason for reason, how in _REASONS.items() if how.amount is not None)
+"""Reasons that are about an amount."""
+
+
+class _Kind(NamedTuple):
+    """What machines there can be of one kind of CPU; memory is in MB for each CPU."""
+
+    cpus: tuple[int, ...]
+    least_mb: int
+    most_mb: int
+
+
+_SHARED = _Kind((1, 2, 4, 6, 8), 256, 2048)
+_PERFORMANCE = _Kind((1, 2, 4, 6, 8, 10, 12, 14, 16), 2048, 8192)
+_STEP_MB = 256
+
+
 def no_capacity(region: str, need: Resources, placed: PlaceResponse) -> NoCapacity:
     """The error for a machine with `need` for which the scheduler found no worker: why, per reason, and what to do."""
     if not placed.workers:
         return NoCapacity(f"region {region} has no worker yet; try again once one has registered, or in another region")
     counts = "; ".join(_counts(need, placed))
+    reasons = {rejection.reason: str(rejection.workers) for rejection in placed.rejections}
+    metadata = {**reasons, "constraint": _constraint(placed)}
+    advice = "Ask for less, or for another region"
+    if placed.HasField("nearest"):
+        closest = nearest_guest(need, placed.nearest)
+        metadata |= {f"nearest_{name}": f"{amount:g}" for name, amount in closest.items()}
+        advice = (
+            f"The nearest that would fit: {_guest(need, closest)}" if closest else "No smaller one would fit either"
+        )
+        advice += "; or ask for another region"
     return NoCapacity(
-        f"no worker of region {region} has room for this machine: of {placed.workers} workers, {counts}. "
-        "Ask for less, or for another region",
-        metadata={rejection.reason: str(rejection.workers) for rejection in placed.rejections},
+        f"no worker of region {region} has room for this machine: of {placed.workers} workers, {counts}. {advice}",
+        metadata=metadata,
     )
+
+
+def nearest_guest(need: Resources, free: Resources) -> Mapping[str, float]:
+    """The largest machine up to `need` that fits into `free`: its cpus, memory_mb, gpus and disk_gb, where asked for.
+
+    Empty when no machine of that kind fits, however small.
+    """
+    kind = _PERFORMANCE if need.performance_cpu_millicores else _SHARED
+    guest: dict[str, float] = {}
+    if need.shared_cpu_millicores or need.performance_cpu_millicores:
+        cpus_free = (free.performance_cpu_millicores or free.shared_cpu_millicores) // 1000
+        memory_free = free.memory_bytes >> 20
+        for cpus in reversed(kind.cpus):
+            memory = min(memory_free // _STEP_MB * _STEP_MB, cpus * kind.most_mb)
+            if cpus <= cpus_free and memory >= cpus * kind.least_mb:
+                guest = {"cpus": cpus, "memory_mb": memory}
+                break
+        else:
+            return {}
+    if _gpus(need):
+        guest["gpus"] = _gpus(free)
+    if need.disk_bytes:
+        guest["disk_gb"] = free.disk_bytes / (1 << 30)
+    return guest
+
+
+def _guest(need: Resources, guest: Mapping[str, float]) -> str:
+    kind = "performance" if need.performance_cpu_millicores else "shared"
+    forms = {"cpus": f"{kind} CPUs", "memory_mb": "MB of memory", "gpus": "GPUs", "disk_gb": "GB of disk"}
+    return ", ".join(f"{amount:g} {forms[name]}" for name, amount in guest.items())
+
+
+def _constraint(placed: PlaceResponse) -> str:
+    """The reason that leaves out most of the workers that are left out for want of something; else, of all."""
+    short = [rejection for rejection in placed.rejections if rejection.reason in _SHORT]
+    most = max(short or placed.rejections, key=lambda rejection: rejection.workers, default=None)
+    return most.reason if most is not None else ""
 
 
 def _counts(need: Resources, placed: PlaceResponse) -> Iterable[str]:

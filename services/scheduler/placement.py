@@ -59,6 +59,14 @@ class Room:
     workers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Where a machine is that is to grow, and what is reserved for it there, in the order of `RESOURCE_FIELDS`."""
+
+    worker_id: WorkerId
+    amounts: tuple[int, ...]
+
+
 def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 3) -> list[Candidate]:
     """Rank workers for `need`, best first, at most `limit`; empty if none is feasible (see `explain`).
 
@@ -84,18 +92,15 @@ def rank(fleet: Fleet, need: Need, *, random: np.random.Generator, limit: int = 
     return _best(fleet, fleet.free, need, rows, random, limit)
 
 
-def explain(fleet: Fleet, need: Need) -> list[Rejection]:
+def explain(fleet: Fleet, need: Need, present: Present | None = None) -> list[Rejection]:
     """Why workers of the whole fleet are left out: each counts for its first reason, so all add up with the feasible.
 
-    `most_free` lets the user see what smaller need would have passed there.
+    `most_free` lets the user see what smaller need would have passed there. What `present` has counts as free.
     """
     size = len(fleet)
     everyone = slice(0, size)
-    left = np.ones(size, np.bool_)
-    if need.required_worker_id:
-        left[:] = False
-        left[fleet.rows_of([need.required_worker_id])] = True
-    left[fleet.rows_of(need.excluded_worker_ids)] = False
+    left = _in_question(fleet, need, present)
+    free_amounts = _free(fleet, present)
     rejections = [Rejection("excluded", size - int(left.sum()))]
     for reason, passes in (
         ("host_dedication", fleet.dedicated_to(need.host_dedication_id, everyone)),
@@ -108,11 +113,56 @@ def explain(fleet: Fleet, need: Need) -> list[Rejection]:
         column = RESOURCE_FIELDS.index(name)
         if not need.amounts[column]:
             continue
-        free = fleet.free[column, everyone]
+        free = free_amounts[column]
         short = left & (free < need.amounts[column])
         left &= ~short
         rejections.append(Rejection(reason, int(short.sum()), int(free[short].max(initial=0))))
     return [rejection for rejection in rejections if rejection.workers]
+
+
+def nearest(fleet: Fleet, need: Need, present: Present | None = None) -> tuple[int, ...] | None:
+    """The need, lowered to what the worker that comes closest to it has free; None when none takes new machines.
+
+    The closest is the one that has the largest share of what it has least of. What `present` has counts as free.
+    """
+    everyone = slice(0, len(fleet))
+    takes = fleet.takes_new[everyone].copy()
+    if present is not None:
+        takes[fleet.rows_of([present.worker_id])] = True
+    takes &= fleet.dedicated_to(need.host_dedication_id, everyone) & _in_question(fleet, need, present)
+    rows = takes.nonzero()[0]
+    if not len(rows) or not need.columns:
+        return None
+    columns = [column for column, _ in need.columns]
+    wanted = np.array([amount for _, amount in need.columns], np.int64)[:, np.newaxis]
+    there = np.minimum(_free(fleet, present)[columns][:, rows].clip(min=0), wanted)
+    shares = there / wanted
+    closest = int(np.lexsort((shares.sum(axis=0), shares.min(axis=0)))[-1])
+    amounts = [0] * len(need.amounts)
+    for at, column in enumerate(columns):
+        amounts[column] = int(there[at, closest])
+    return tuple(amounts)
+
+
+def _in_question(fleet: Fleet, need: Need, present: Present | None) -> NDArray[np.bool_]:
+    """By row: neither excluded nor another one than is required. Where a machine is already is never excluded."""
+    left = np.ones(len(fleet), np.bool_)
+    if need.required_worker_id:
+        left[:] = False
+        left[fleet.rows_of([need.required_worker_id])] = True
+    excluded = need.excluded_worker_ids - ({present.worker_id} if present is not None else set())
+    left[fleet.rows_of(excluded)] = False
+    return left
+
+
+def _free(fleet: Fleet, present: Present | None) -> Amounts:
+    """What is free, by column and row, with what `present` has."""
+    free = fleet.free[:, : len(fleet)]
+    if present is None or (row := fleet.row_of(present.worker_id)) is None:
+        return free
+    free = free.copy()
+    free[:, row] += np.array(present.amounts, np.int64)
+    return free
 
 
 def count_room(fleet: Fleet, need: Need, *, most: int) -> Room:

@@ -10,11 +10,20 @@ from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
 from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, HOST_STATUS_UNREACHABLE
 from skerry.types.v1.resources_pb2 import Resources
 
-from services.runtime.ids import WorkerId
+from services.runtime.ids import AppId, WorkerId
 from services.runtime.resources import to_vector
 from services.scheduler.benchmark import bench_place, fleet_of
 from services.scheduler.fleet import Fleet, Need
-from services.scheduler.placement import NEARLY_EQUAL, SAMPLING_ABOVE, Candidate, Rejection, explain, rank
+from services.scheduler.placement import (
+    NEARLY_EQUAL,
+    SAMPLING_ABOVE,
+    Candidate,
+    Present,
+    Rejection,
+    explain,
+    nearest,
+    rank,
+)
 from tests.support_fleet import GIB, amounts, machine, need, worker
 
 WORKERS = [f"w{number}" for number in range(8)]
@@ -254,6 +263,53 @@ def test_each_reason_is_given_with_the_most_that_is_free_of_what_is_short() -> N
         Rejection("memory", 2, most_free=3 * GIB),
         Rejection("disk", 1, most_free=GIB),
     ]
+
+
+def test_the_nearest_that_fits_is_on_the_worker_that_has_most_of_what_it_has_least_of() -> None:
+    fleet = fleet_with(
+        [
+            worker("much-memory", amounts(memory=64, shared=1)),
+            worker("balanced", amounts(memory=5, shared=6)),
+            worker("small", amounts(memory=2, shared=2)),
+            worker("huge-but-lost", amounts(memory=64, shared=64), status=HOST_STATUS_UNREACHABLE),
+            worker("huge-but-cordoned", amounts(memory=64, shared=64), cordoned=True),
+            worker("huge-but-gold", amounts(memory=64, shared=64), dedication="gold"),
+        ],
+        [],
+    )
+    wanted = need(amounts(memory=8, shared=8))
+    assert nearest(fleet, wanted) == tuple(to_vector(amounts(memory=5, shared=6)))
+    besides = need(amounts(memory=8, shared=8), excluded=["balanced"])
+    assert nearest(fleet, besides) == tuple(to_vector(amounts(memory=2, shared=2)))
+
+
+def test_where_no_worker_takes_new_machines_nothing_is_near() -> None:
+    fleet = fleet_with([worker("w", status=HOST_STATUS_UNREACHABLE)], [])
+    assert nearest(fleet, need(amounts(memory=64))) is None
+    assert nearest(Fleet(Random(1)), need(amounts(memory=64))) is None
+
+
+def test_what_a_machine_has_where_it_is_counts_as_free_when_it_is_to_grow() -> None:
+    fleet = fleet_with(
+        [worker("here", amounts(memory=8)), worker("there", amounts(memory=4))],
+        [machine("m", "here", amounts(memory=6)), machine("other", "here", amounts(memory=1))],
+    )
+    grown = need(amounts(memory=16), excluded=["here"])
+    present = Present(WorkerId("here"), tuple(to_vector(amounts(memory=6))))
+    assert nearest(fleet, grown, present) == tuple(to_vector(amounts(memory=7)))
+    assert explain(fleet, grown, present) == [Rejection("memory", 2, most_free=7 * GIB)]
+
+
+@given(cells(), asked)
+def test_whatever_is_near_would_be_placed(
+    cell: tuple[list[WorkerRecord], list[MachineRecord]], wanted: Resources
+) -> None:
+    fleet = fleet_with(*cell)
+    found = nearest(fleet, need(wanted))
+    if found is not None:
+        smaller = Need(AppId("app"), found)
+        assert rank(fleet, smaller, random=np.random.default_rng(1))
+        assert all(near <= want for near, want in zip(found, to_vector(wanted), strict=True))
 
 
 def test_a_candidate_says_what_made_its_score() -> None:
