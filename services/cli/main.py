@@ -8,7 +8,22 @@ from typing import Annotated
 
 import typer
 
-from services.cli import apps, bench, catalog, central, deps, drill, handover, machines, region, run, tokens, trace, up
+from services.cli import (
+    apps,
+    bench,
+    catalog,
+    central,
+    deps,
+    drill,
+    handover,
+    machines,
+    region,
+    run,
+    secrets,
+    tokens,
+    trace,
+    up,
+)
 from services.cli.console import say
 
 app = typer.Typer(
@@ -25,6 +40,7 @@ app.command("deps")(deps.deps)
 app.command("trace")(trace.trace)
 app.add_typer(apps.app, name="apps")
 app.add_typer(machines.app, name="machines")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(handover.app, name="handover")
 app.add_typer(central.app, name="central")
