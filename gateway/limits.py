@@ -1,6 +1,6 @@
 """How often the public API may be called: token buckets, looked at right after the token and before any work is done.
 
-What a method counts as stands in one table, `LIMITS`, beside that of the rights; `Limiter` says what is counted together.
+What a method counts as stands in one table, `LIMITS`, beside that of the rights; `Limiter` says what counts together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from prometheus_client import Counter
 
 from gateway.auth import Principal, current_principal
+from gateway.settings import CallLimits, RateSettings
 from services.runtime.errors import RateLimited
 from services.runtime.registry import ServerCall, ServerInterceptor
 from services.runtime.telemetry import metrics
@@ -155,7 +156,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     f"{_PLATFORM}/SimulatePlacements": Limit("placements", Per.TOKEN),
     f"{_PLATFORM}/ListIPAssignments": Limit("ip_assignments", Per.APP, Allowance.GET),
     f"{_RELEASES}/CreateRelease": Limit("create_release", Per.APP),
-    f"{_RELEASES}/UpdateRelease": Limit("update_release", Per.APP),
+    f"{_RELEASES}/UpdateRelease": Limit("update_release", Per.TOKEN),
     f"{_RELEASES}/ListReleases": Limit("list_releases", Per.APP),
     f"{_RELEASES}/GetCurrentRelease": Limit("get_release", Per.APP, Allowance.GET),
     "/skerry.machines.v1.Organizations/GetOrganization": Limit("get_organization", Per.TOKEN, Allowance.GET),
@@ -173,24 +174,13 @@ class Limiter:
     a bucket, since names of apps and machines can be made up without end.
     """
 
-    def __init__(
-        self,
-        rates: Mapping[Allowance, Rate],
-        *,
-        together: Rate,
-        most_buckets: int,
-        monotonic: Callable[[], float],
-        everybody: bool = False,
-    ) -> None:
-        """`together` is the rate of all calls of an organization.
-
-        Tokens that are no organization's (the development token, operators) are not counted, unless `everybody` is.
-        """
-        self._rates = dict(rates)
-        self._together = together
+    def __init__(self, limits: CallLimits, monotonic: Callable[[], float]) -> None:
+        """Tokens that are no organization's (the development token, operators) count only where `everybody` does."""
+        self._rates = {Allowance.ACTION: _rate(limits.action), Allowance.GET: _rate(limits.get)}
+        self._together = _rate(limits.organization)
         self._monotonic = monotonic
-        self._everybody = everybody
-        self._buckets = Buckets(most_buckets)
+        self._everybody = limits.everybody
+        self._buckets = Buckets(limits.buckets)
 
     def check(self, method: str, request: Any, principal: Principal) -> None:
         """Count a call. Raises RateLimited, with the seconds after which it will be served, if it comes too soon."""
@@ -219,6 +209,10 @@ class Limiter:
                 metadata={"action": limit.action, "per": limit.per.value},
                 retry_after=wait,
             )
+
+
+def _rate(settings: RateSettings) -> Rate:
+    return Rate(settings.per_second, settings.burst)
 
 
 def limited(limiter: Limiter) -> ServerInterceptor:

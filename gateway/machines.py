@@ -76,6 +76,8 @@ class Surroundings:
     retries: Retries
     clock: Clock
     random: Random
+    create_waited: Callable[[float], None] | None = None
+    """Is told how many seconds the store took for a machine that was created."""
 
 
 @dataclass(slots=True)
@@ -269,7 +271,7 @@ async def commit_creation(creation: Creation) -> None:
     names_tried = 1
     while True:
         try:
-            written = await around.retries(lambda: around.store.CreateMachine(write))
+            written = await around.retries(lambda: _create(around, write))
             break
         except NameTaken:
             if request.name or names_tried == MOST_NAMES_TRIED:
@@ -293,6 +295,14 @@ async def commit_creation(creation: Creation) -> None:
         events=written.events,
         nonce=machine.lease.nonce,
     )
+
+
+async def _create(around: Surroundings, write: store.CreateMachineRequest) -> store.CreateMachineResponse:
+    asked = around.clock.monotonic()
+    written = await around.store.CreateMachine(write)
+    if around.create_waited is not None:
+        around.create_waited(around.clock.monotonic() - asked)
+    return written
 
 
 async def commit_update(update: Update) -> None:

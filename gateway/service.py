@@ -93,6 +93,7 @@ class GatewayService:
         central_sync: grpc.aio.Channel | None = None,
         connect: Connect = connect_in_the_clear,
         connect_worker: inside.Connect | None = None,
+        create_waited: Callable[[float], None] | None = None,
         keyring: Keyring | None = None,
     ) -> None:
         """The channels lead to the services of this cell; `cell` is three hex digits, and in the region map.
@@ -125,6 +126,7 @@ class GatewayService:
             retries=Retries(clock, random),
             clock=clock,
             random=random,
+            create_waited=create_waited,
         )
         self._secrets = SecretsService(secrets)
         self._fleet = Fleet()

@@ -1,11 +1,9 @@
-"""What the operator says about the public door."""
+"""What the operator says about the public door. Light: all that reads settings imports it."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from gateway.limits import Allowance, Limiter, Rate
-from services.runtime.clock import Clock
 from services.runtime.settings import Limits, Section
 
 
@@ -14,10 +12,6 @@ class RateSettings(Section):
 
     per_second: float = Field(gt=0, allow_inf_nan=False)
     burst: int = Field(ge=1)
-
-    def rate(self) -> Rate:
-        """As the limiter takes it."""
-        return Rate(self.per_second, self.burst)
 
 
 class CallLimits(Section):
@@ -34,18 +28,20 @@ class CallLimits(Section):
     buckets: int = Field(default=100_000, ge=1)
     """How many token buckets are remembered, of about 200 bytes each."""
 
-    def limiter(self, clock: Clock) -> Limiter:
-        """A limiter with these limits."""
-        return Limiter(
-            {Allowance.ACTION: self.action.rate(), Allowance.GET: self.get.rate()},
-            together=self.organization.rate(),
-            most_buckets=self.buckets,
-            monotonic=clock.monotonic,
-            everybody=self.everybody,
-        )
+
+class AdmissionSettings(Section):
+    """What a region that is not saturated stays below."""
+
+    in_flight: int = Field(default=2000, ge=1)
+    """Calls under way at once in a process, without waits and watches."""
+    loop_seconds: float = Field(default=0.1, gt=0)
+    """Lag of the event loop that does not go away."""
+    create_seconds: float = Field(default=1.0, gt=0)
+    """What every create waits for the store."""
 
 
 class GatewayLimits(Limits):
     """Bounds on what the public door takes in."""
 
     calls: CallLimits = CallLimits()
+    admission: AdmissionSettings = AdmissionSettings()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import SecretStr
 from skerry.types.v1.resources_pb2 import Resources
 
+from gateway.settings import GatewayLimits
 from services.central_sync.settings import CentralSyncSettings
 from services.cli.mesh import (
     CENTRAL,
@@ -55,6 +56,7 @@ _PEERS = (CONFIG_CONVERTER, MACHINE_STORE, SCHEDULER, CENTRAL_SYNC)
 class MeshSettings(Settings):
     """What a process of a mesh is told."""
 
+    limits: GatewayLimits = GatewayLimits()
     plan: Literal["local", "central"] = "local"
     """Who converts at first, in a region whose plan was never made."""
     central_sync: CentralSyncSettings | None = None

@@ -210,13 +210,16 @@ class Composition:
         self._add(WORKER, workers)
 
     def _add_gateway(self) -> None:
+        from gateway.admission import AdmissionControl
         from gateway.auth import admission
+        from gateway.limits import Limiter, limited
         from gateway.rest.door import RestDoor
         from gateway.service import GatewayService, public_interceptors
 
         settings, addresses = self._settings, self._settings.addresses
         if settings.region_map is None:
             raise InvalidConfig("the gateway needs a region map: region_map")
+        control = AdmissionControl(self._clock, settings.limits.admission)
         gateway = GatewayService(
             store=self._channel(GATEWAY, MACHINE_STORE),
             converter=self._channel(GATEWAY, CONFIG_CONVERTER),
@@ -227,6 +230,7 @@ class Composition:
             clock=self._clock,
             random=self._random,
             connect_worker=self._to_worker,
+            create_waited=control.create_waited,
             keyring=self._settings.keyring(),
         )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
@@ -235,10 +239,15 @@ class Composition:
             service=GATEWAY,
             place=self._place,
             guard=self._guard,
-            interceptors=public_interceptors(tokens, central, gateway=gateway),
+            # Who it is, whether they come too often, whether there is room: all before any work is done.
+            interceptors=(
+                *public_interceptors(tokens, central, gateway=gateway),
+                limited(Limiter(settings.limits.calls, self._clock.monotonic)),
+                control,
+            ),
         )
         gateway.register(public)
-        self._components.append(gateway)
+        self._components += [control, gateway]
         if addresses.public_grpc:
             self._servers.append(Server(public, addresses.public_grpc))
         if addresses.public_rest:
