@@ -45,6 +45,9 @@ _GC_THRESHOLDS = (20_000, 50, 100)
 REGIONAL = frozenset({MACHINE_STORE, SCHEDULER})
 """Services that nothing of what they do may take out of the region."""
 
+_AFTER_THE_STORE = frozenset({CENTRAL_SYNC, CONFIG_CONVERTER, SCHEDULER, GATEWAY})
+"""Services that can do nothing before the machine-store; what a worker runs is its own business."""
+
 SERVICES_OF_A_SET = (MACHINE_STORE, CENTRAL_SYNC, CONFIG_CONVERTER, SCHEDULER, GATEWAY)
 """What a set holds, and the region's workers with it where they have no processes of their own."""
 
@@ -114,10 +117,16 @@ class Composition:
             self._components,
             servers=self._servers,
             background=self._background,
+            after=self._after(),
             metrics=self._settings.addresses.metrics,
             grace=self._settings.limits.shutdown_grace,
             on_ready=_settle_memory,
         )
+
+    def _after(self) -> dict[str, str]:
+        """Who begins after whom: calls of a store that is still starting would only be refused."""
+        names = {component.name for component in self._components}
+        return dict.fromkeys(names & _AFTER_THE_STORE, MACHINE_STORE) if MACHINE_STORE in names else {}
 
     # Services are imported where they are made: a process of one service does without the libraries of the others.
 

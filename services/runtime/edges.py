@@ -75,6 +75,7 @@ def seen_edges() -> list[SeenEdge]:
     return sorted(
         SeenEdge(caller, callee, counts.calls, counts.errors)
         for (caller, callee), counts in list(_collector.counts.items())
+        if counts.calls
     )
 
 

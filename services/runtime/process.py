@@ -21,6 +21,7 @@ async def run_process(
     *,
     servers: Sequence[Server] = (),
     background: Mapping[str, Coroutine[Any, Any, Any]] | None = None,
+    after: Mapping[str, str] | None = None,
     metrics: str | None = None,
     grace: float = 5.0,
     on_listening: Callable[[], Awaitable[None]] | None = None,
@@ -30,13 +31,15 @@ async def run_process(
     """Run a process until SIGTERM, SIGINT or `stop`; returns its exit status: 0, or 1 when background work died.
 
     The components are registered with the servers' registries already. `background` is further work, by name, that runs
-    as long. `metrics` is the "host:port" of the Prometheus endpoint. Health, on every server, knows each component by
-    its name, and the whole by "": SERVING once it, or all of them, are ready.
+    as long. `after` names, by component, another one that is ready before it begins. `metrics` is the "host:port" of
+    the Prometheus endpoint. Health, on every server, knows each component by its name, and the whole by "": SERVING once
+    it, or all of them, are ready.
     `on_listening` is awaited when the ports are open, `on_ready` when all are SERVING. `grace` is in seconds.
     Raises OSError when an address cannot be had; nothing runs then.
     """
     stop = stop or asyncio.Event()
     background = background or {}
+    after = after or {}
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -51,7 +54,7 @@ async def run_process(
         if on_listening is not None:
             await on_listening()
         log.info("process_started", components=[component.name for component in components])
-        running = {component.name: component.run(readiness.of(component.name)) for component in components}
+        running = {each.name: readiness.run(each, after.get(each.name)) for each in components}
         work = asyncio.create_task(run_forever(readiness=readiness.tell(), **running, **background))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -82,6 +85,7 @@ class _Readiness:
         self, names: Sequence[str], servers: Sequence[Server], on_ready: Callable[[], Awaitable[None]] | None
     ) -> None:
         self._waiting = set(names)
+        self._was_ready = {name: asyncio.Event() for name in names}
         self._servers = servers
         self._on_ready = on_ready
         # Bounded by the number of components, each of which is put in once.
@@ -92,13 +96,19 @@ class _Readiness:
             for name in self._waiting:
                 await server.set_serving(False, name)
 
-    def of(self, name: str) -> Callable[[], None]:
+    async def run(self, component: Component, after: str | None) -> None:
+        """Run a component, once the one that is named `after` is ready."""
+        if after is not None:
+            await self._was_ready[after].wait()
+        name = component.name
+
         def ready() -> None:
             if name in self._waiting:
                 self._waiting.discard(name)
+                self._was_ready[name].set()
                 self._newly.put_nowait(name)
 
-        return ready
+        await component.run(ready)
 
     async def tell(self) -> None:
         told = False

@@ -199,7 +199,9 @@ class _Chain:
             raise
         finally:
             code = code if code is not grpc.StatusCode.OK else _code_set(context)
-            if counts is not None and code is not grpc.StatusCode.OK:
+            # Whoever hangs up on a stream has what it wanted: watches end in no other way.
+            hung_up = self._streams and code is grpc.StatusCode.CANCELLED
+            if counts is not None and code is not grpc.StatusCode.OK and not hung_up:
                 counts.errors += 1
             if span is not None:
                 span.set_attributes({"rpc.grpc.status_code": code.value[0], "skerry.caller": call.caller})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
@@ -14,6 +15,7 @@ from skerry.runtime.v1.introspection_pb2_grpc import IntrospectionStub
 
 from services.runtime import introspection
 from services.runtime.channels import connect, local
+from services.runtime.edges import counts_of
 from services.runtime.errors import ForbiddenDependency
 from services.runtime.registry import Registry, ServerCall
 from services.runtime.server import Server
@@ -171,3 +173,35 @@ async def test_a_process_tells_which_edges_it_has_seen(channel: Callable[..., Aw
     seen = {(edge.caller, edge.callee): edge.calls for edge in answer.edges}
     assert seen["scheduler", "machine-store"] >= 1
     assert seen["cli", "introspection"] >= 1
+
+
+async def test_hanging_up_on_a_watch_is_no_error_of_its_edge(
+    channel: Callable[..., Awaitable[grpc.aio.Channel]],
+) -> None:
+    ended = asyncio.Event()
+    store = Registry(service="machine-store", place="syd-1", secret=SECRET)
+
+    async def watch(_request: Empty, _context: object) -> AsyncIterator[StringValue]:
+        try:
+            yield StringValue(value="as it is")
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    handler = grpc.unary_stream_rpc_method_handler(
+        watch, request_deserializer=Empty.FromString, response_serializer=StringValue.SerializeToString
+    )
+    store.add_registered_method_handlers("tests.Watched", {"Watch": handler})
+    watched = (await channel(store, "syd-1/config-converter")).unary_stream(
+        "/tests.Watched/Watch",
+        request_serializer=Empty.SerializeToString,
+        response_deserializer=StringValue.FromString,
+    )
+    counts = counts_of("config-converter", "machine-store")
+    calls, errors = counts.calls, counts.errors
+    responses = watched(Empty())
+    assert (await anext(aiter(responses))).value == "as it is"
+    responses.cancel()
+    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.sleep(0)
+    assert (counts.calls, counts.errors) == (calls + 1, errors)

@@ -117,10 +117,10 @@ def test_calls_and_errors_are_counted_by_edge() -> None:
     after = {(edge.caller, edge.callee): edge for edge in seen_edges()}["cli", "worker"]
     assert after.calls - (before.calls if before else 0) == 3
     assert after.errors - (before.errors if before else 0) == 1
-    _refused(guard, "syd-1/gateway", "")
-    assert {(edge.caller, edge.callee): edge for edge in seen_edges()}["gateway", "worker"].errors >= 1
+    _refused(guard, "syd-1/scheduler", "")
+    assert {(edge.caller, edge.callee): edge for edge in seen_edges()}["scheduler", "worker"].errors >= 1
     refusals = telemetry.metrics.get_sample_value(
-        "skerry_guard_refusals_total", {"caller": "gateway", "callee": "worker", "reason": "no_such_edge"}
+        "skerry_guard_refusals_total", {"caller": "scheduler", "callee": "worker", "reason": "no_such_edge"}
     )
     assert refusals is not None
     assert refusals >= 1

@@ -160,3 +160,19 @@ async def test_metrics_can_be_scraped(unused_tcp_port: int) -> None:
     assert await asyncio.wait_for(running, 5) == 0
     with pytest.raises(OSError, match="refused"):
         await asyncio.to_thread(scrape)
+
+
+async def test_a_component_begins_once_the_one_that_it_needs_is_ready() -> None:
+    process = Process("machine-store", "scheduler", after={"scheduler": "machine-store"})
+    store, scheduler = process.components
+    running = asyncio.create_task(process.run())
+    scheduler.caught_up.set()
+    await asyncio.wait_for(process.listening.wait(), 5)
+    assert await process.health("scheduler") == NOT_SERVING
+    assert not process.ready.is_set()
+    store.caught_up.set()
+    await asyncio.wait_for(process.ready.wait(), 5)
+    assert await process.health("scheduler") == SERVING
+    process.stop.set()
+    assert await asyncio.wait_for(running, 5) == 0
+    assert scheduler.ended.is_set()
