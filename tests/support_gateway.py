@@ -22,10 +22,13 @@ from skerry.sync.v1.sync_pb2_grpc import add_CentralSyncServicer_to_server
 from skerry.types.v1.machine_pb2 import MachineExitEvent
 from skerry.types.v1.resources_pb2 import Resources
 
+from gateway.admission import AdmissionControl
 from gateway.auth import admission
+from gateway.limits import Limiter, limited
 from gateway.rest.door import RestDoor
 from gateway.routing import Connect, connect_in_the_clear
 from gateway.service import GatewayService, public_interceptors
+from gateway.settings import GatewayLimits
 from services.config_converter.service import ConfigConverterService
 from services.machine_store.service import MachineStoreService
 from services.runtime.channels import connect, local
@@ -247,10 +250,12 @@ async def region(
     connect_elsewhere: Connect = connect_in_the_clear,
     central_sync: Callable[[Any], Any] | None = None,
     workers: Sequence[WorkerSettings] = (),
+    limits: GatewayLimits | None = None,
 ) -> AsyncIterator[TestRegion]:
     """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted.
 
     With `workers` there are real ones, that run machines, and that one has no room. `central_sync` makes the servicer of CentralSync, from a stub of the store.
+    Without `limits` nobody's calls are limited.
     """
     clock, random = SystemClock(), random or Random()
     names: tuple[str, ...] = ("machine-store", "config-converter", "scheduler")
@@ -280,6 +285,11 @@ async def region(
         connect_worker=to_workers,
     )
     interceptors = public_interceptors([TOKEN], CENTRAL_TOKEN, gateway=gateway)
+    outer: list[Component] = [gateway]
+    if limits is not None:
+        control = AdmissionControl(clock, limits.admission)
+        interceptors = (*interceptors, limited(Limiter(limits.calls, clock.monotonic)), control)
+        outer.append(control)
     public = Registry(service="gateway", place=place, interceptors=interceptors)
     gateway.register(public)
     door = RestDoor(
@@ -321,7 +331,7 @@ async def region(
         port = await server.start()
         stub: Any = MachineStoreStub(store_channel)
         worker = Worker(stub, "worker-1", capacity, address="127.0.0.1:9" if workers else "")
-        async with running(inner), running([worker, gateway, door]):
+        async with running(inner), running([worker, *outer, door]):
             address = f"127.0.0.1:{port}"
             async with (
                 connect([address], caller=f"{place}/cli", callee="gateway", secret=None) as channel,
