@@ -23,7 +23,7 @@ from gateway.lifecycle import get_machine, list_machines
 from gateway.machines import Surroundings
 from gateway.names import is_app_name, is_machine_id
 from gateway.releases import Releases, email_of, is_in_progress, is_stable, status_of
-from gateway.rest.writing import encoder_of
+from gateway.rest.writing import encode_timestamp, encoder_of
 from gateway.routing import CALL_SECONDS, LIST_SECONDS, Peer
 from gateway.secrets import Secrets
 from gateway.waits import STATE_NAMES
@@ -205,8 +205,8 @@ class RegionReads:
                 name=each.name,
                 digest=each.digest,
                 version=each.version,
-                created_at=each.created_at.ToJsonString(),
-                updated_at=each.updated_at.ToJsonString(),
+                created_at=encode_timestamp(each.created_at),
+                updated_at=encode_timestamp(each.updated_at),
             )
             for each in found.secrets
         ]
@@ -262,7 +262,7 @@ class RegionReads:
             app_url=f"https://{hostname}",
             network=record.network,
             home_cell=record.home_cell,
-            created_at=_time(record.created_at),
+            created_at=encode_timestamp(record.created_at),
             role=shared.AppRole(name=record.app_role, id=strawberry.ID(record.app_role)),
         )
 
@@ -345,8 +345,8 @@ def _machine(machine: machines_api.Machine, app_name: str) -> shared.Machine:
         region=machine.region,
         instance_id=machine.instance_id,
         config=JSON(shown.get("config", {})),
-        created_at=_time(machine.created_at),
-        updated_at=_time(machine.updated_at),
+        created_at=encode_timestamp(machine.created_at),
+        updated_at=encode_timestamp(machine.updated_at),
         host=shared.Host(id=strawberry.ID(_host_of(machine))),
     )
 
@@ -370,10 +370,6 @@ def _release(record: ReleaseRecord) -> shared.ReleaseUnprocessed:
         in_progress=is_in_progress(record),
         deployment_strategy=record.strategy,
         user=shared.User.of(record.user) if record.user else None,
-        created_at=_time(record.created_at),
+        created_at=encode_timestamp(record.created_at),
         config_definition=definition,
     )
-
-
-def _time(at: Any) -> str:
-    return shared.moment(at.seconds + at.nanos / 1e9)

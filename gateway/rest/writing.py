@@ -144,7 +144,8 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").zfill(19)
 
 
-def _encode_timestamp(moment: Timestamp) -> str:
+def encode_timestamp(moment: Timestamp) -> str:
+    """A moment, to the millisecond."""
     return f"{_second(moment.seconds)}.{moment.nanos // 1_000_000:03d}Z"
 
 
@@ -175,6 +176,6 @@ _RULED_ENCODERS: Mapping[int, Encode] = {
     options.JSON_RULE_UNIX_SECONDS: _encode_unix_seconds,
 }
 _WELL_KNOWN_ENCODERS: Mapping[str, Encode] = {
-    Timestamp.DESCRIPTOR.full_name: _encode_timestamp,
+    Timestamp.DESCRIPTOR.full_name: encode_timestamp,
     Value.DESCRIPTOR.full_name: encode_value,
 }

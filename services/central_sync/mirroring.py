@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from datetime import UTC
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.timestamp_pb2 import Timestamp
 from skerry.handover.v1.plan_pb2 import Plan
 from skerry.store.v1.catalog_pb2 import RevocationRecord
 from skerry.store.v1.release_pb2 import (
@@ -123,7 +125,8 @@ def _release(record: ReleaseRecord) -> dict[str, Any]:
         "strategy": record.strategy,
         "user": record.user,
         "image_ref": record.image_ref,
-        "created_at": record.created_at.ToJsonString(),
+        # To the millisecond, as the region shows it.
+        "created_at": _milliseconds(record.created_at),
         "definition": json.loads(record.definition_json) if record.definition_json else None,
         "metadata": json.loads(record.metadata_json) if record.metadata_json else None,
     }
@@ -143,6 +146,11 @@ def _record_of(change: Change) -> tuple[str, str, Record | None]:
             return REVOCATION, change.revocation.id, change.revocation
         case _:
             return NOTHING, "", None
+
+
+def _milliseconds(at: Timestamp) -> str:
+    shown = Timestamp(seconds=at.seconds, nanos=at.nanos // 1_000_000 * 1_000_000)
+    return shown.ToDatetime(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _name(name: str, prefix: str) -> str:
