@@ -246,7 +246,9 @@ class Apps:
             raise no_app(name)
         if not _reaches(found.app):
             await self._hide(name)
-        return self._public(found.app, found.machine_count, was_deployed=found.was_deployed)
+        return self._public(
+            found.app, found.machine_count, volume_count=found.volume_count, was_deployed=found.was_deployed
+        )
 
     async def list(self, org_slug: str) -> list[api.App]:
         """The apps that are reached of an organization (all, where it is empty), by name. Raises NotFound for it."""
@@ -256,7 +258,7 @@ class Apps:
             org_slug = principal.organization
         found = await self._store.ListApps(store.ListAppsRequest(organization_slug=org_slug))
         return [
-            self._public(each.app, each.machine_count, was_deployed=each.was_deployed)
+            self._public(each.app, each.machine_count, volume_count=each.volume_count, was_deployed=each.was_deployed)
             for each in found.apps
             if _reaches(each.app)
         ]
@@ -284,7 +286,9 @@ class Apps:
         if not reached or self._catalog.organization(slug) is None:
             raise _no_organization(slug)
 
-    def _public(self, app: store.AppRecord, machine_count: int, *, was_deployed: bool = False) -> api.App:
+    def _public(
+        self, app: store.AppRecord, machine_count: int, *, volume_count: int = 0, was_deployed: bool = False
+    ) -> api.App:
         slug = app.organization_slug
         return api.App(
             id=app.id,
@@ -293,6 +297,7 @@ class Apps:
             network=app.network,
             status=status_of(machine_count, was_deployed=was_deployed),
             machine_count=machine_count,
+            volume_count=volume_count,
             organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
             app_role=app.app_role,
         )

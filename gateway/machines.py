@@ -17,12 +17,14 @@ from skerry.converter.v1.converter_pb2 import ConversionResult, ConvertRequest
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2 import PlaceRequest
 from skerry.store.v1 import store_pb2 as store
+from skerry.store.v1.volume_store_pb2 import VolumeRecord
 from skerry.types.v1.resources_pb2 import Resources
 from skerry.types.v1.spec_pb2 import SecretsUse
 
 from gateway.apps import Apps
 from gateway.capacity import no_capacity
 from gateway.leases import new_lease, shown_nonce, ttl_violation
+from gateway.mounts import fill_mount, find_volume, volume_of_update
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
 from gateway.retrying import Retries
@@ -32,24 +34,28 @@ from gateway.secrets import Secrets
 from services.runtime.clock import Clock
 from services.runtime.errors import (
     InvalidConfig,
+    MissingReference,
     NameTaken,
     NoCapacity,
     NotFound,
     PartUnserved,
     PlanMoved,
     Violation,
+    WrongState,
 )
 from services.runtime.ids import new_machine_id, new_ulid
 from services.runtime.regions import RegionMap
-from services.runtime.resources import RESOURCE_FIELDS, need_of
+from services.runtime.resources import RESOURCE_FIELDS, less, need_of
 
 if TYPE_CHECKING:
     from skerry.converter.v1.converter_pb2_grpc import ConfigConverterAsyncStub
     from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerAsyncStub
     from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
+    from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreAsyncStub
 
 CANDIDATES = 3
 MOST_NAMES_TRIED = 5
+MOST_VOLUMES_TRIED = 5
 OTHER_INSTANCES = 2
 """How many more converters are asked when one says that it is only itself that cannot serve a part."""
 MOST_CONVERSIONS = 4
@@ -71,6 +77,7 @@ class Surroundings:
     apps: Apps
     secrets: Secrets
     store: MachineStoreAsyncStub
+    volumes: VolumeStoreAsyncStub
     converter: ConfigConverterAsyncStub
     scheduler: SchedulerAsyncStub
     retries: Retries
@@ -92,6 +99,8 @@ class Version:
     need: Resources = field(default_factory=Resources)
     candidates: list[str] = field(default_factory=list)
     placed_again: bool = False
+    volume: VolumeRecord | None = None
+    """What it mounts; the machine is where that is."""
     times_converted: int = 0
     answer: api.Machine | None = None
 
@@ -112,6 +121,7 @@ class Creation(Version):
     request: api.CreateMachineRequest
     key: str = ""
     fingerprint: bytes = b""
+    volumes_tried: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -226,22 +236,42 @@ async def _converted(around: Surroundings, request: ConvertRequest) -> Conversio
     return (await around.retries(lambda: around.converter.Convert(request))).result
 
 
+async def find_mounted_volume(creation: Creation) -> None:
+    """Find the volume that the machine mounts, if any. Raises MissingReference, VolumeElsewhere, WrongState."""
+    if creation.conversion.spec.mounts.mounts:
+        await _find_volume(creation)
+
+
+async def keep_volume(update: Update) -> None:
+    """Let the machine keep the volume that it has. Raises InvalidConfig for any other wish."""
+    update.volume = volume_of_update(update.machine, update.conversion.spec)
+    if update.volume is not None:
+        fill_mount(update.conversion.spec, update.volume)
+
+
 async def place(version: Version) -> None:
     """Rank workers. Raises NoCapacity when none is feasible."""
+    if version.volume is not None:
+        version.candidates = [version.volume.worker_id]
+        return
     version.candidates = await _candidates(version)
 
 
 async def place_if_it_grows(update: Update) -> None:
     """Rank workers to move to, if the machine may have outgrown its own; else it stays where it is."""
-    reserved, need = update.machine.reserved, update.need
-    grows = any(getattr(need, amount) > getattr(reserved, amount) for amount in RESOURCE_FIELDS)
-    if not grows:
+    if not grows(update) or update.volume is not None:
         return
     try:
         update.candidates = await _candidates(update, excluded=[update.machine.worker_id])
     except NoCapacity:
         # Its own worker may have room all the same.
         update.candidates = []
+
+
+def grows(update: Update) -> bool:
+    """Whether the new version needs more of anything than the machine has reserved."""
+    reserved, need = update.machine.reserved, update.need
+    return any(getattr(need, amount) > getattr(reserved, amount) for amount in RESOURCE_FIELDS)
 
 
 async def commit_creation(creation: Creation) -> None:
@@ -269,6 +299,8 @@ async def commit_creation(creation: Creation) -> None:
     if request.lease_ttl:
         write.lease.CopyFrom(new_lease(around.random, request.lease_ttl))
     names_tried = 1
+    if creation.volume is not None:
+        write.volume_id = creation.volume.id
     while True:
         try:
             written = await around.retries(lambda: _create(around, write))
@@ -278,6 +310,10 @@ async def commit_creation(creation: Creation) -> None:
                 raise
             names_tried += 1
             write.name = new_machine_name(around.random)
+        except WrongState as taken:
+            await _find_another_volume(creation, taken)
+            write.volume_id = creation.volume.id if creation.volume is not None else ""
+            _write_conversion(creation, write)
         except NoCapacity as full:
             creation.candidates = await _other_candidates(creation, full)
             _write_conversion(creation, write)
@@ -351,6 +387,7 @@ CREATE_MACHINE: Saga[Creation] = Saga(
     Step("look key up", look_key_up),  # reads; a repeat is answered here
     Step("convert", convert),  # pure
     Step("check secrets", check_secrets),  # reads, where the machine names any
+    Step("find volume", find_mounted_volume),  # reads, where the machine mounts one
     Step("place", place),  # advisory: nothing is reserved yet
     Step("commit", commit_creation),  # the only durable step: one transaction
 )
@@ -360,6 +397,7 @@ UPDATE_MACHINE: Saga[Update] = Saga(
     Step("read machine", read_machine),  # reads
     Step("convert", convert),  # pure
     Step("check secrets", check_secrets),  # reads, where the machine names any
+    Step("keep volume", keep_volume),  # pure
     Step("place", place_if_it_grows),  # advisory: nothing is reserved yet
     Step("commit", commit_update),  # the only durable step: one transaction
 )
@@ -401,15 +439,26 @@ def region_violation(around: Surroundings, code: str) -> Violation | None:
     return None
 
 
-async def _candidates(version: Version, excluded: Sequence[str] = ()) -> list[str]:
-    around = version.around
-    request = PlaceRequest(
+def place_request(version: Version, excluded: Sequence[str] = ()) -> PlaceRequest:
+    """What the scheduler is asked for a place for `version`."""
+    need, required = version.need, ""
+    if version.volume is not None:
+        need, required = less(need, version.volume.kept_for_machine), version.volume.worker_id
+    return PlaceRequest(
         app_id=version.app.id,
-        need=version.need,
+        need=need,
+        required_worker_id=required,
         host_dedication_id=version.conversion.spec.guest.host_dedication_id,
         limit=CANDIDATES,
         excluded_worker_ids=excluded,
+        present_worker_id=version.machine.worker_id if isinstance(version, Update) else "",
+        present_reserved=version.machine.reserved if isinstance(version, Update) else None,
     )
+
+
+async def _candidates(version: Version, excluded: Sequence[str] = ()) -> list[str]:
+    around = version.around
+    request = place_request(version, excluded)
     placed = await around.retries(lambda: around.scheduler.Place(request))
     if not placed.candidates:
         raise no_capacity(around.region, version.need, placed)
@@ -419,12 +468,53 @@ async def _candidates(version: Version, excluded: Sequence[str] = ()) -> list[st
 async def _other_candidates(version: Version, full: NoCapacity, *excluded: str) -> list[str]:
     """Workers besides those that turned out to be full: they may have filled since the view of the fleet was made.
 
-    Raises NoCapacity when there are none, and `full` the second time.
+    Raises NoCapacity when there are none, as for a machine whose volume fixes its place, and `full` the second time.
     """
+    if version.volume is not None:
+        await _refuse_at_volume(version, full)
+    others = await _candidates(version, excluded=[*version.candidates, *excluded])
     if version.placed_again:
         raise full
     version.placed_again = True
-    return await _candidates(version, excluded=[*version.candidates, *excluded])
+    return others
+
+
+async def _find_volume(creation: Creation, *besides: str) -> None:
+    around, spec = creation.around, creation.conversion.spec
+    creation.volume = await find_volume(
+        around.volumes, around.retries, creation.app, spec.mounts.mounts[0], cell=around.cell, besides=besides
+    )
+    fill_mount(spec, creation.volume)
+
+
+async def _find_another_volume(creation: Creation, taken: WrongState) -> None:
+    """Another free volume of the name, since somebody took the one that was found. Raises `taken` if there is none."""
+    wanted = creation.request.config.mounts[0] if creation.request.config.mounts else None
+    if creation.volume is None or wanted is None or wanted.volume == creation.volume.id:
+        raise taken
+    creation.volumes_tried.append(creation.volume.id)
+    if len(creation.volumes_tried) >= MOST_VOLUMES_TRIED:
+        raise taken
+    creation.conversion.spec.mounts.mounts[0].volume_id = ""
+    try:
+        await _find_volume(creation, *creation.volumes_tried)
+    except MissingReference:
+        raise taken from None
+    await place(creation)
+
+
+async def _refuse_at_volume(version: Version, full: NoCapacity) -> None:
+    """Say why the worker of the volume has no room; nothing when that has changed meanwhile."""
+    assert version.volume is not None
+    placed = await version.around.retries(lambda: version.around.scheduler.Place(place_request(version)))
+    if placed.candidates:
+        raise full
+    refusal = no_capacity(version.around.region, version.need, placed)
+    raise NoCapacity(
+        f"the machine must be on worker {version.volume.worker_id}, where its volume {version.volume.id} is: "
+        f"{refusal.message}",
+        metadata={**refusal.metadata, "worker_id": version.volume.worker_id},
+    )
 
 
 async def _convert_again(version: V, moved: PlanMoved, place_again: Callable[[V], Awaitable[None]]) -> None:
@@ -436,6 +526,8 @@ async def _convert_again(version: V, moved: PlanMoved, place_again: Callable[[V]
         raise moved
     need = version.need
     await convert(version, int(moved.metadata.get("epoch", "0")))
+    if version.volume is not None:
+        fill_mount(version.conversion.spec, version.volume)
     if version.need != need:
         await place_again(version)
 

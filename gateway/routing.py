@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Never
 
 import grpc
@@ -13,6 +13,7 @@ from skerry.machines.v1.machines_pb2_grpc import MachinesStub
 from skerry.machines.v1.platform_pb2_grpc import PlatformStub
 from skerry.machines.v1.releases_pb2_grpc import ReleasesStub
 from skerry.machines.v1.secrets_pb2_grpc import SecretsStub
+from skerry.machines.v1.volumes_pb2 import ListVolumesRequest, Volume
 from skerry.machines.v1.volumes_pb2_grpc import VolumesStub
 
 from services.runtime.channels import connect
@@ -50,10 +51,19 @@ _STUBS: Mapping[str, Callable[[grpc.aio.Channel], Any]] = {
 
 
 class Listed(NamedTuple):
-    """Machines, oldest first, and the codes of the regions that did not answer."""
+    """Machines, oldest first, the codes of the regions that did not answer, and where the next page begins."""
 
     machines: list[api.Machine]
     unreachable: tuple[str, ...]
+    next_cursor: str = ""
+
+
+class _Kind(NamedTuple):
+    """What is listed: by which method of which service, and in which field of its answer."""
+
+    service: str
+    method: str
+    items: str
 
 
 def connect_in_the_clear(addresses: Sequence[str], caller: str, callee: str) -> grpc.aio.Channel:
@@ -80,19 +90,41 @@ class Peer:
         Raises ForbiddenDependency when it comes from another cell already, DependencyDown naming the region when it
         does not answer, and what it is refused for there.
         """
+        metadata = self._metadata()
+        try:
+            return await getattr(self._stub_of(service), method)(request, timeout=seconds, metadata=metadata)
+        except DependencyDown as error:
+            self._raise_named(error)
+
+    async def stream(
+        self, method: str, request: Any, seconds: float, *, service: str = "Machines"
+    ) -> AsyncGenerator[Any, None]:
+        """The same for a method that answers a stream."""
+        metadata = self._metadata()
+        responses = getattr(self._stub_of(service), method)(request, timeout=seconds, metadata=metadata)
+        try:
+            async for response in responses:
+                yield response
+        except DependencyDown as error:
+            self._raise_named(error)
+        finally:
+            responses.cancel()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes along. Raises ForbiddenDependency for a call that has been forwarded, DependencyDown."""
         if _gateways_before(self._here):
             _refuse_second_hop(self._there)
         if self.channel is None:
             raise self._down("the region map has no gateway of it")
         call = current_call()
         carried = call.metadata if call is not None else {}
-        metadata = tuple((key, carried[key]) for key in FORWARDED_KEYS if key in carried)
-        try:
-            return await getattr(self._stub_of(service), method)(request, timeout=seconds, metadata=metadata)
-        except DependencyDown as error:
-            if error.metadata.get("dependency") != self._there:
-                raise
-            raise self._down(error.message) from error
+        return tuple((key, carried[key]) for key in FORWARDED_KEYS if key in carried)
+
+    def _raise_named(self, error: DependencyDown) -> Never:
+        """Raise the error, with the region's name where it is the way there that is broken."""
+        if error.metadata.get("dependency") != self._there:
+            raise error
+        raise self._down(error.message) from error
 
     def _stub_of(self, service: str) -> Any:
         stub = self._stubs.get(service)
@@ -160,18 +192,31 @@ class Routing:
 
         Raises what `here` raises, and, for the one region that was asked for, DependencyDown when it does not answer.
         """
+        return Listed(*await self._list_everywhere(_Kind("Machines", "ListMachines", "machines"), request, here))
+
+    async def list_volumes(
+        self, request: ListVolumesRequest, here: Callable[[], Awaitable[list[Volume]]]
+    ) -> tuple[list[Volume], tuple[str, ...]]:
+        """The same for volumes: those of all cells, oldest first, and the regions that did not answer."""
+        return await self._list_everywhere(_Kind("Volumes", "ListVolumes", "volumes"), request, here)
+
+    async def _list_everywhere(
+        self, kind: _Kind, request: Any, here: Callable[[], Awaitable[list[Any]]]
+    ) -> tuple[list[Any], tuple[str, ...]]:
         if _gateways_before(self._here):
             # Whoever asked goes round the cells.
-            return Listed(await here(), ())
+            return await here(), ()
         cells = list(self._cells(request.region))
         peers = [self._peer(cell) for cell in cells if cell != self.cell]
         if not peers:
-            return Listed(await here(), ())
+            return await here(), ()
         if len(cells) == 1:
-            return Listed(list((await peers[0].call("ListMachines", request)).machines), ())
-        asked = [asyncio.ensure_future(self._list(peer, request, named=bool(request.region))) for peer in peers]
+            answer = await peers[0].call(kind.method, request, service=kind.service)
+            return list(getattr(answer, kind.items)), ()
+        named = bool(request.region)
+        asked = [asyncio.ensure_future(self._list(kind, peer, request, named=named)) for peer in peers]
         try:
-            machines = await here() if self.cell in cells else []
+            items = await here() if self.cell in cells else []
             answers = await asyncio.gather(*asked)
         finally:
             for task in asked:
@@ -179,26 +224,26 @@ class Routing:
         unreachable: list[str] = []
         for peer, answer in zip(peers, answers, strict=True):
             if answer is not None:
-                machines.extend(answer)
+                items.extend(answer)
             elif peer.region not in unreachable:
                 unreachable.append(peer.region)
-        machines.sort(key=_age)
-        return Listed(machines, tuple(unreachable))
+        items.sort(key=_age)
+        return items, tuple(unreachable)
 
     async def close(self) -> None:
         """Close the channels."""
         peers, self._peers = list(self._peers.values()), {}
         await asyncio.gather(*(peer.channel.close() for peer in peers if peer.channel is not None))
 
-    async def _list(self, peer: Peer, request: api.ListMachinesRequest, *, named: bool) -> Iterable[api.Machine] | None:
-        """The machines of one cell; None when it does not answer and its region was not asked for by name."""
-        wanted = api.ListMachinesRequest()
+    async def _list(self, kind: _Kind, peer: Peer, request: Any, *, named: bool) -> Iterable[Any] | None:
+        """What one cell has; None when it does not answer and its region was not asked for by name."""
+        wanted = type(request)()
         wanted.CopyFrom(request)
         wanted.region = peer.region
         try:
-            answer: api.ListMachinesResponse = await peer.call("ListMachines", wanted, LIST_SECONDS)
+            answer = await peer.call(kind.method, wanted, LIST_SECONDS, service=kind.service)
         except NotFound:
-            # An app that has not come there yet has no machines there.
+            # An app that has not come there yet has nothing there.
             return ()
         except ForbiddenDependency:
             raise
@@ -207,7 +252,8 @@ class Routing:
                 raise
             log.warning("region_unreachable", asked=peer.region, reason=error.reason, why=error.message)
             return None
-        return answer.machines
+        found: Iterable[Any] = getattr(answer, kind.items)
+        return found
 
     def _cells(self, region: str) -> Iterable[str]:
         regions = self._regions.regions if not region else [self._regions.region(region)]
@@ -240,5 +286,5 @@ def _refuse_second_hop(there: str) -> Never:
     )
 
 
-def _age(machine: api.Machine) -> tuple[int, int, str]:
-    return (machine.created_at.seconds, machine.created_at.nanos, machine.id)
+def _age(item: api.Machine | Volume) -> tuple[int, int, str]:
+    return (item.created_at.seconds, item.created_at.nanos, item.id)

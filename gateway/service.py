@@ -17,6 +17,7 @@ from skerry.machines.v1 import (
     platform_pb2_grpc,
     releases_pb2_grpc,
     secrets_pb2_grpc,
+    volumes_pb2_grpc,
 )
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
@@ -43,6 +44,7 @@ from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, con
 from gateway.secrets import Secrets
 from gateway.secrets_service import SecretsService
 from gateway.token_catalog import TokenCatalog
+from gateway.volume_service import VolumesService
 from gateway.waits import Waits
 from gateway.watching import LONGEST_SECONDS as LONGEST_WATCH_SECONDS
 from gateway.watching import Watches, watch_machines
@@ -121,6 +123,7 @@ class GatewayService:
             apps=apps,
             secrets=secrets,
             store=self._store,
+            volumes=VolumeStoreStub(store),
             converter=ConfigConverterStub(converter),
             scheduler=SchedulerStub(scheduler),
             retries=Retries(clock, random),
@@ -136,6 +139,7 @@ class GatewayService:
         )
         self._releases = ReleasesService(releases)
         self._platform = PlatformService(around, self._catalog)
+        self._volumes = VolumesService(around, self._fleet)
         self._graphql = GraphQLService(
             Sources(
                 around=around,
@@ -178,6 +182,7 @@ class GatewayService:
         secrets_pb2_grpc.add_SecretsServicer_to_server(self._secrets, registry)
         releases_pb2_grpc.add_ReleasesServicer_to_server(self._releases, registry)
         platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
+        volumes_pb2_grpc.add_VolumesServicer_to_server(self._volumes, registry)
         graphql_pb2_grpc.add_GraphQLServicer_to_server(self._graphql, registry)
         organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
 

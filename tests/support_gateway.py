@@ -47,6 +47,8 @@ CENTRAL_TOKEN = "token-of-the-centre"
 CELL = "001"
 WORKER_ADDRESS = "127.0.0.1:1"
 """What stands for the worker service of this process."""
+ELSEWHERE = "elsewhere"
+"""The dedication of a worker that cannot be reached."""
 REGIONS = RegionMap(
     [
         Region("syd", "Sydney", -33.9, 151.2, (Cell(CELL, ()),)),
@@ -81,6 +83,7 @@ class Worker(Component):
     name: str = "worker"
     sequence: int = 0
     address: str = ""
+    host_dedication_id: str = ""
 
     def register(self, registry: Registry) -> None:
         """Nothing: nobody calls it."""
@@ -96,7 +99,12 @@ class Worker(Component):
     async def _register(self) -> None:
         await self.stub.RegisterWorker(
             store.RegisterWorkerRequest(
-                worker_id=self.id, zone="z", address=self.address, capacity=self.capacity, journal_id=self.id
+                worker_id=self.id,
+                zone="z",
+                address=self.address,
+                capacity=self.capacity,
+                journal_id=self.id,
+                host_dedication_id=self.host_dedication_id,
             )
         )
 
@@ -254,7 +262,9 @@ async def region(
 ) -> AsyncIterator[TestRegion]:
     """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted.
 
-    With `workers` there are real ones, that run machines, and that one has no room. `central_sync` makes the servicer of CentralSync, from a stub of the store.
+    With `workers` there are real ones, that run machines; it cannot be reached then, and is dedicated to `ELSEWHERE`.
+    `central_sync` makes the servicer of CentralSync, from a stub of the store.
+    With `centre` there is a real one, that asks a real centre; `keyring` is what secrets are sealed with.
     Without `limits` nobody's calls are limited.
     """
     clock, random = SystemClock(), random or Random()
@@ -323,6 +333,8 @@ async def region(
                     clock=clock,
                     random=Random(),
                     address=WORKER_ADDRESS,
+                    connect_worker=lambda address: to_workers(address, "volume-copy"),
+                    keyring=keyring,
                 )
             )
         for component in inner:
@@ -330,7 +342,9 @@ async def region(
         server = Server(public, "127.0.0.1:0")
         port = await server.start()
         stub: Any = MachineStoreStub(store_channel)
-        worker = Worker(stub, "worker-1", capacity, address="127.0.0.1:9" if workers else "")
+        worker = Worker(stub, "worker-1", capacity)
+        if workers:
+            worker.address, worker.host_dedication_id = "127.0.0.1:9", ELSEWHERE
         async with running(inner), running([worker, *outer, door]):
             address = f"127.0.0.1:{port}"
             async with (

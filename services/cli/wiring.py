@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -33,6 +34,7 @@ from services.runtime import introspection, telemetry
 from services.runtime.channels import connect, local
 from services.runtime.clock import SystemClock
 from services.runtime.component import Component
+from services.runtime.edges import VOLUME_COPY
 from services.runtime.errors import InvalidConfig, SkerryError
 from services.runtime.process import run_process
 from services.runtime.regions import RegionMap
@@ -214,6 +216,7 @@ class Composition:
             clock=self._clock,
             random=self._random,
             address=self._settings.addresses.internal or "",
+            connect_worker=partial(self._to_worker, caller=VOLUME_COPY),
             keyring=self._settings.keyring(),
         )
         self._add(WORKER, workers)

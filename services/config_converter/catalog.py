@@ -13,16 +13,26 @@ from skerry.store.v1.store_pb2 import (
     RECORD_KIND_IMAGE_ALIAS,
     RECORD_KIND_ORGANIZATION,
     RECORD_KIND_PLAN,
+    RECORD_KIND_VOLUME,
     AppRecord,
     Change,
     WatchFilter,
     WatchResponse,
 )
+from skerry.store.v1.volume_store_pb2 import VOLUME_STATE_DESTROYED, VolumeRecord
 
 from services.config_converter.part import Facts, Limits
 from services.config_converter.rules import MIB
 
-FILTER = WatchFilter(kinds=[RECORD_KIND_PLAN, RECORD_KIND_APP, RECORD_KIND_ORGANIZATION, RECORD_KIND_IMAGE_ALIAS])
+FILTER = WatchFilter(
+    kinds=[
+        RECORD_KIND_PLAN,
+        RECORD_KIND_APP,
+        RECORD_KIND_ORGANIZATION,
+        RECORD_KIND_IMAGE_ALIAS,
+        RECORD_KIND_VOLUME,
+    ]
+)
 
 _NO_LIMITS = OrganizationLimits()
 
@@ -36,6 +46,8 @@ class _Records:
     slugs: dict[str, str] = field(default_factory=dict)
     """Short name of an organization by its id."""
     aliases: dict[str, str] = field(default_factory=dict)
+    volumes: dict[str, VolumeRecord] = field(default_factory=dict)
+    """By id; those that are not destroyed."""
 
     def put_app(self, app: AppRecord) -> None:
         """Names are unique among apps that are not deleted, so another one may have this one's name by now."""
@@ -52,6 +64,13 @@ class _Records:
         if not organization.deleted:
             self.slugs[organization.id] = organization.slug
             self.organizations[organization.slug] = organization
+
+    def put_volume(self, volume: VolumeRecord) -> None:
+        """Destroyed ones are nowhere."""
+        if volume.state == VOLUME_STATE_DESTROYED:
+            self.volumes.pop(volume.id, None)
+        else:
+            self.volumes[volume.id] = volume
 
     def put_alias(self, alias: ImageAliasRecord) -> None:
         if alias.deleted:
@@ -98,6 +117,8 @@ class Catalog:
             case "organization":
                 records.put_organization(change.organization)
                 self._facts.clear()
+            case "volume":
+                records.put_volume(change.volume)
             case "image_alias":
                 records.put_alias(change.image_alias)
                 self._forget_facts()
@@ -132,6 +153,18 @@ class Catalog:
     def put_app(self, app: AppRecord) -> None:
         """Know an app that the watch has not brought yet."""
         self._records.put_app(app)
+
+    def volume_at(self, app_name: str, volume: str) -> str | None:
+        """The worker of a volume that an app knows by its id or its name; None where nothing is known of it."""
+        known = self._records.volumes.get(volume)
+        if known is not None:
+            return known.worker_id if known.app_name == app_name else None
+        named = (each for each in self._records.volumes.values() if each.name == volume and each.app_name == app_name)
+        return min((each.worker_id for each in named), default=None)
+
+    def put_volume(self, volume: VolumeRecord) -> None:
+        """Know a volume that the watch has not brought yet."""
+        self._records.put_volume(volume)
 
     def facts_of(self, organization: str) -> Facts:
         """What conversions for an organization depend on. The same object until something of it changes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, Never
@@ -19,6 +20,8 @@ from skerry.store.v1.plan_store_pb2 import RegisterConverterRequest
 from skerry.store.v1.plan_store_pb2_grpc import PlanStoreStub
 from skerry.store.v1.store_pb2 import GetAppRequest
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+from skerry.store.v1.volume_store_pb2 import GetVolumeRequest
+from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreStub
 from skerry.sync.v1.sync_pb2 import (
     ConvertPartsRequest,
     ConvertPartsResponse,
@@ -36,6 +39,7 @@ from services.config_converter.handover_service import HandoverService
 from services.config_converter.ledger import Ledger
 from services.config_converter.part import Facts, Part
 from services.config_converter.parts import PARTS
+from services.config_converter.parts.mounts import VOLUME_ID_PREFIX, volumes_named
 from services.config_converter.planned import PlannedConversion, Recipe, Requests, all_local
 from services.config_converter.settings import HandoverSettings
 from services.runtime import telemetry
@@ -50,6 +54,7 @@ from services.runtime.telemetry import log
 if TYPE_CHECKING:
     from skerry.store.v1.plan_store_pb2_grpc import PlanStoreAsyncStub
     from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
+    from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreAsyncStub
     from skerry.sync.v1.sync_pb2_grpc import CentralSyncAsyncStub
 
 APP_TIMEOUT = 1.0
@@ -118,6 +123,7 @@ class ConfigConverterService(ConfigConverterServicer):
         store = store or _nobody("machine-store")
         central_sync = central_sync or _nobody("central-sync")
         self._store: MachineStoreAsyncStub = MachineStoreStub(store)
+        self._volumes: VolumeStoreAsyncStub = VolumeStoreStub(store)
         self._plans: PlanStoreAsyncStub = PlanStoreStub(store)
         self._central_sync: CentralSyncAsyncStub = CentralSyncStub(central_sync)
         self._tell_health = tell_health
@@ -192,6 +198,8 @@ class ConfigConverterService(ConfigConverterServicer):
             request.app_name, request.region or self._region, request.field_prefix or DEFAULT_PREFIX, request.machine_id
         )
         facts = await self._facts_of(request.app_name)
+        if request.config.mounts and not self._alone:
+            facts = await self._with_volumes(facts, request)
         try:
             return ConvertResponse(result=await self._convert(recipe, request.config, whose, facts))
         except PartUnserved as error:
@@ -263,6 +271,26 @@ class ConfigConverterService(ConfigConverterServicer):
                 return self._catalog.facts_of("")
             self._catalog.put_app(app)
         return self._catalog.facts_of(app.organization_slug)
+
+    async def _with_volumes(self, facts: Facts, request: ConvertRequest) -> Facts:
+        """With where the volumes are that the configuration names. The store is asked once for one that is not here."""
+        locations: dict[str, str] = {}
+        for volume in volumes_named(request.config):
+            worker = self._catalog.volume_at(request.app_name, volume)
+            if worker is None and volume.startswith(VOLUME_ID_PREFIX):
+                worker = await self._look_for_volume(request.app_name, volume)
+            if worker is not None:
+                locations[volume] = worker
+        return replace(facts, volume_locations=locations)
+
+    async def _look_for_volume(self, app_name: str, volume_id: str) -> str | None:
+        try:
+            answer = await self._volumes.GetVolume(GetVolumeRequest(volume_id=volume_id), timeout=APP_TIMEOUT)
+        except SkerryError as error:
+            log.info("volume_unknown", volume=volume_id, why=error.message)
+            return None
+        self._catalog.put_volume(answer.volume)
+        return self._catalog.volume_at(app_name, volume_id)
 
     def _facts_here(self, app_name: str) -> Facts:
         app = self._catalog.app(app_name)

@@ -15,6 +15,7 @@ WorkerId = NewType("WorkerId", str)
 _HEX = frozenset("0123456789abcdef")
 _CELL_DIGITS = 3
 _MACHINE_DIGITS = 14
+_VOLUME_DIGITS = 16
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -37,6 +38,23 @@ def new_machine_id(cell: str, random: Random) -> MachineId:
 def new_release_id(cell: str, now: float, random: Random) -> str:
     """A new release id: `cell`, and a ULID of the moment `now` (unix seconds) in lower case."""
     return f"{cell}{new_ulid(now, random).lower()}"
+
+
+def new_volume_id(cell: str, random: Random) -> str:
+    """A new id of a volume: `vol_`, then 16 hex digits that begin with the cell. Raises ValueError as above."""
+    return _prefixed("vol_", cell, random)
+
+
+def new_snapshot_id(cell: str, random: Random) -> str:
+    """A new id of a snapshot: `vs_`, then 16 hex digits that begin with the cell. Raises ValueError as above."""
+    return _prefixed("vs_", cell, random)
+
+
+def _prefixed(prefix: str, cell: str, random: Random) -> str:
+    if not is_cell(cell):
+        raise ValueError(f"{cell!r} is no cell: it takes three lower-case hex digits other than 000")
+    digits = _VOLUME_DIGITS - _CELL_DIGITS
+    return f"{prefix}{cell}{random.getrandbits(4 * digits):0{digits}x}"
 
 
 def cell_of(identifier: str) -> str | None:

@@ -38,6 +38,11 @@ def need_of(spec: MachineSpec) -> Resources:
     return need
 
 
+def less(need: Resources, given: Resources) -> Resources:
+    """What is still needed of `need` where `given` is there already; never less than nothing."""
+    return Resources(**{name: max(0, getattr(need, name) - getattr(given, name)) for name in RESOURCE_FIELDS})
+
+
 def to_vector(resources: Resources) -> list[int]:
     """The amounts in the order of `RESOURCE_FIELDS`."""
     return [getattr(resources, name) for name in RESOURCE_FIELDS]

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
+from skerry.store.v1.volume_store_pb2 import VOLUME_STATE_DESTROYED, VolumeRecord
 from skerry.types.v1.machine_pb2 import HOST_STATUS_UNREACHABLE, MACHINE_STATE_DESTROYED, MachineState
 
 from services.runtime.ids import AppId, MachineId, WorkerId
@@ -28,6 +29,7 @@ _T = TypeVar("_T", bound=np.generic)
 _FIRST_ROWS = 64
 _SPARSE_WORKERS = 64
 _EVERYBODY = 0
+_DISK = RESOURCE_FIELDS.index("disk_bytes")
 _NOWHERE: Mapping[int, int] = {}
 
 
@@ -82,6 +84,13 @@ class WorkerRoom:
     host_dedication_id: str
 
 
+class _Stored(NamedTuple):
+    """What a volume takes on its worker, amounts in the order of `RESOURCE_FIELDS`."""
+
+    worker_id: WorkerId
+    amounts: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class _Expected:
     """A placement that was answered and is not in the log yet."""
@@ -101,13 +110,14 @@ class _Dense:
 
 
 class Fleet:
-    """Workers in rows, their amounts in columns; built and kept up to date by `put_worker` and `put_machine`.
+    """Workers in rows, their amounts in columns; built and kept up to date by `put_worker`, `put_machine` and
+    `put_volume`.
 
     Rows are in random order, whatever the order the workers came in: any run of rows is a fair sample of the fleet.
     """
 
     free: Amounts
-    """What no machine has reserved, by column and row."""
+    """What nothing has reserved, by column and row."""
     usable: Amounts
     """`free` less the placements that were answered and are not in the log yet."""
     inverse_capacity: NDArray[np.float64]
@@ -124,6 +134,7 @@ class Fleet:
     def __init__(self, random: Random, *, expected_limit: int = 4096) -> None:
         """`random` orders the rows; of answered placements the newest `expected_limit` are remembered."""
         self.machines: dict[MachineId, Placement] = {}
+        self._volumes: dict[str, _Stored] = {}
         self._random = random
         self._ids: list[WorkerId] = []
         self._row: dict[WorkerId, int] = {}
@@ -213,7 +224,7 @@ class Fleet:
         return counts
 
     def put_worker(self, record: WorkerRecord) -> None:
-        """Take over what the log says of a worker. Its `reserved` is not read: it follows from the machines."""
+        """Take over what the log says of a worker. Its `reserved` is not read: it follows from machines and volumes."""
         row = self._row_for(WorkerId(record.id))
         capacity = np.array(to_vector(record.capacity), np.int64)
         grown = capacity - self._capacity[:, row]
@@ -251,6 +262,19 @@ class Fleet:
                 return
             self._change(before, -1)
         self._hold(after)
+
+    def put_volume(self, record: VolumeRecord) -> None:
+        """Take over what the log says of a volume: its disk, and what is kept on its worker for a machine."""
+        before = self._volumes.pop(record.id, None)
+        if before is not None:
+            self._reserve(before.worker_id, before.amounts, -1)
+        if record.state == VOLUME_STATE_DESTROYED:
+            return
+        amounts = to_vector(record.kept_for_machine)
+        amounts[_DISK] += record.size_bytes
+        after = _Stored(WorkerId(record.worker_id), tuple(amounts))
+        self._volumes[record.id] = after
+        self._reserve(after.worker_id, after.amounts, +1)
 
     def expect(self, need: Need, worker_id: WorkerId, until: float) -> None:
         """Count a placement that was just answered as if it were in the log, until the log has it or `expire(until)`.

@@ -7,6 +7,7 @@ from random import Random
 from skerry.store.v1.store_pb2 import (
     MACHINE_VIEW_BASIC,
     RECORD_KIND_MACHINE,
+    RECORD_KIND_VOLUME,
     RECORD_KIND_WORKER,
     WatchFilter,
     WatchResponse,
@@ -16,7 +17,7 @@ from services.runtime.clock import Clock
 from services.scheduler.fleet import Fleet
 from services.scheduler.reconcile import Watchlist
 
-FILTER = WatchFilter(kinds=[RECORD_KIND_WORKER, RECORD_KIND_MACHINE], view=MACHINE_VIEW_BASIC)
+FILTER = WatchFilter(kinds=[RECORD_KIND_WORKER, RECORD_KIND_MACHINE, RECORD_KIND_VOLUME], view=MACHINE_VIEW_BASIC)
 """What of the log the view is made of."""
 
 
@@ -54,6 +55,8 @@ class View:
                 watchlist.put_machine(change.machine)
             elif change.HasField("worker"):
                 fleet.put_worker(change.worker)
+            elif change.HasField("volume"):
+                fleet.put_volume(change.volume)
         self._heard_at = self._clock.monotonic()
         if response.snapshot_complete:
             self.fleet, self.watchlist = fleet, watchlist

@@ -22,6 +22,8 @@ from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_STOPPED,
     MACHINE_VIEW_FULL,
     RECORD_KIND_MACHINE,
+    RECORD_KIND_SNAPSHOT,
+    RECORD_KIND_VOLUME,
     ChecksChanged,
     Destroyed,
     Exited,
@@ -50,6 +52,7 @@ from services.runtime.following import Follower
 from services.runtime.sealing import Keyring
 from services.runtime.tasks import cancel, run_forever
 from services.runtime.telemetry import log
+from services.worker import volumes
 from services.worker.checks import Checks, checks_of
 from services.worker.drivers.driver import (
     Assignment,
@@ -88,7 +91,7 @@ _REPEAT_AFTER_SECONDS = 5.0
 _BULKY = ("config", "parts")
 
 
-class Store(Ledger, Protocol):
+class Store(Ledger, volumes.Store, Protocol):
     """What of the machine-store the agent talks to. Each raises SkerryError."""
 
     async def network_of(self, app_name: str) -> str:
@@ -177,6 +180,10 @@ class Agent:
         self._snapshot: set[str] | None = None
         self._journal: Journal | None = None
         self._reporter: Reporter | None = None
+        self.volumes = volumes.VolumeKeeper(
+            settings.data, settings.id, cell, store, clock, on_change=self._poke_those_at
+        )
+        """The volumes of the worker."""
 
     @property
     def worker_id(self) -> str:
@@ -303,7 +310,8 @@ class Agent:
         await driver_ready.wait()
         await self._recover()
         caught_up = asyncio.Event()
-        filter = WatchFilter(kinds=[RECORD_KIND_MACHINE], worker_id=self.worker_id, view=MACHINE_VIEW_FULL)
+        kinds = [RECORD_KIND_MACHINE, RECORD_KIND_VOLUME, RECORD_KIND_SNAPSHOT]
+        filter = WatchFilter(kinds=kinds, worker_id=self.worker_id, view=MACHINE_VIEW_FULL)
         assert self._reporter is not None
         await run_forever(
             reporter=self._reporter.run(),
@@ -311,6 +319,7 @@ class Agent:
             readiness=self._tell_ready(self._reporter, caught_up, ready),
             checks=self._tell_checks(journal),
             repeats=self._repeat_what_was_lost(journal),
+            volumes=self.volumes.run(),
         )
 
     async def _tell_ready(self, reporter: Reporter, caught_up: asyncio.Event, ready: Callable[[], None]) -> Never:
@@ -382,8 +391,13 @@ class Agent:
     def take(self, response: WatchResponse) -> None:
         """Take in a message of the watch."""
         for change in response.changes:
-            if change.WhichOneof("record") == "machine":
-                self._take_record(change.machine)
+            match change.WhichOneof("record"):
+                case "machine":
+                    self._take_record(change.machine)
+                case "volume":
+                    self.volumes.take_volume(change.volume)
+                case "snapshot":
+                    self.volumes.take_snapshot(change.snapshot)
         if response.snapshot_complete and self._snapshot is not None:
             present, self._snapshot = self._snapshot, None
             self._synced = True
@@ -468,6 +482,8 @@ class Agent:
             case Step.WAIT:
                 entry = self._here().entries[machine.id]
                 await self._wait(machine, entry.restart_at - self._clock.now())
+            case Step.START if not self._has_its_volumes(machine):
+                await self._wait(machine, _LONGEST_RETRY_SECONDS)
             case Step.START:
                 await self._start(machine)
             case Step.SUSPEND:
@@ -482,6 +498,17 @@ class Agent:
                 self._settle(machine)
             case Step.DESTROY | Step.LEAVE | Step.FORGET:
                 await self._remove(machine, step)
+
+    def _has_its_volumes(self, machine: _Machine) -> bool:
+        mounts = machine.record.spec.mounts.mounts if machine.record is not None else ()
+        return all(self.volumes.is_ready(mount.volume_id) for mount in mounts if mount.volume_id)
+
+    def _poke_those_at(self, volume_id: str) -> None:
+        """A volume has come to be: machines may wait for it."""
+        for machine in list(self._machines.values()):
+            mounts = machine.record.spec.mounts.mounts if machine.record is not None else ()
+            if any(mount.volume_id == volume_id for mount in mounts):
+                self._poke(machine)
 
     async def _start(self, machine: _Machine) -> None:
         async with self._launches:

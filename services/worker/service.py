@@ -17,6 +17,7 @@ from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
 from skerry.store.v1.store_pb2 import (
     GetAppRequest,
     HeartbeatRequest,
+    ListWorkersRequest,
     RegisterWorkerRequest,
     RegisterWorkerResponse,
     ReportObservationsRequest,
@@ -24,6 +25,8 @@ from skerry.store.v1.store_pb2 import (
     WatchFilter,
 )
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
+from skerry.store.v1.volume_store_pb2 import CreateSnapshotRequest, ReportVolumesRequest, ReportVolumesResponse
+from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreStub
 from skerry.worker.v1 import worker_pb2_grpc
 from skerry.worker.v1.worker_pb2 import (
     ExecRequest,
@@ -37,13 +40,15 @@ from skerry.worker.v1.worker_pb2 import (
     Process,
     ReadLogRequest,
     ReadLogResponse,
+    ReadVolumeRequest,
+    ReadVolumeResponse,
     SendSignalRequest,
     SendSignalResponse,
 )
 
 from services.runtime.addresses import network_of
 from services.runtime.clock import Clock
-from services.runtime.errors import InvalidConfig, NotFound, Violation
+from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, Violation
 from services.runtime.following import Follower, follow
 from services.runtime.ids import new_ulid
 from services.runtime.registry import Registry
@@ -51,6 +56,7 @@ from services.runtime.sealing import Keyring
 from services.runtime.tasks import run_forever
 from services.worker.agent import Agent
 from services.worker.agent import Instance as Here
+from services.worker.contents import read_archive
 from services.worker.drivers.driver import Driver
 from services.worker.drivers.process import ProcessDriver
 from services.worker.inside import Stat, processes_of, run_command
@@ -60,9 +66,16 @@ from services.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreAsyncStub
     from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
+    from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreAsyncStub
+    from skerry.worker.v1.worker_pb2_grpc import WorkerAsyncStub
 
 _CALL_SECONDS = 5.0
+_READ_SECONDS = 3_600.0
+"""How long reading a whole volume may take."""
 _DEFAULT_TAIL_BYTES = 65_536
+
+Connect = Callable[[str], grpc.aio.Channel]
+"""Makes a channel to the worker service at an address."""
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
@@ -81,14 +94,16 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         random: Random,
         address: str | Callable[[], str] = "",
         keyring: Keyring | None = None,
+        connect_worker: Connect | None = None,
     ) -> None:
         """`store` leads to the machine-store of the cell. `address` is where others reach this service, for its record
         in the store; a function is asked when the worker registers, when the process listens already. `keyring` opens
-        the secrets of apps; without it, machines have none.
+        the secrets of apps; without it, machines have none. `connect_worker` makes channels to workers at an address,
+        for volumes that begin with what is there; without it, these wait.
         """
         self._clock = clock
         where: Callable[[], str] = address if callable(address) else lambda: address
-        client = _StoreClient(store, clock, random)
+        client = _StoreClient(store, clock, random, connect_worker)
         self._agents = [
             Agent(
                 settings,
@@ -179,6 +194,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._agent_of(request.machine_id).send_signal(request.machine_id, request.signal)
         return SendSignalResponse()
 
+    async def ReadVolume(
+        self, request: ReadVolumeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[ReadVolumeResponse]:
+        for agent in self._agents:
+            path = (
+                agent.volumes.path_of_volume(request.volume_id)
+                if request.WhichOneof("content") == "volume_id"
+                else agent.volumes.path_of_snapshot(request.snapshot_id)
+            )
+            if path is not None:
+                async for data in read_archive(path):
+                    yield ReadVolumeResponse(data=data)
+                return
+        raise NotFound(f"{request.volume_id or request.snapshot_id} is on no worker of this process")
+
     def _agent_of(self, machine_id: str) -> Agent:
         for agent in self._agents:
             if agent.has(machine_id):
@@ -196,9 +226,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 class _StoreClient:
     """The machine-store as the agents see it."""
 
-    def __init__(self, channel: grpc.aio.Channel, clock: Clock, random: Random) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, clock: Clock, random: Random, connect_worker: Connect | None = None
+    ) -> None:
         self._stub: MachineStoreAsyncStub = MachineStoreStub(channel)
         self._catalog: CatalogStoreAsyncStub = CatalogStoreStub(channel)
+        self._volumes: VolumeStoreAsyncStub = VolumeStoreStub(channel)
+        self._connect_worker = connect_worker
         self._clock = clock
         self._random = random
 
@@ -221,6 +255,25 @@ class _StoreClient:
     async def secrets_of(self, app_id: str) -> SecretsRecord | None:
         answer = await self._catalog.GetSecrets(GetSecretsRequest(app_id=app_id), timeout=_CALL_SECONDS)
         return answer.secrets if answer.HasField("secrets") else None
+
+    async def report_volumes(self, request: ReportVolumesRequest) -> ReportVolumesResponse:
+        return await self._volumes.ReportVolumes(request, timeout=_CALL_SECONDS)
+
+    async def take_snapshot(self, request: CreateSnapshotRequest) -> None:
+        await self._volumes.CreateSnapshot(request, timeout=_CALL_SECONDS)
+
+    async def read_elsewhere(self, worker_id: str, *, volume_id: str, snapshot_id: str) -> AsyncIterator[bytes]:
+        listed = await self._stub.ListWorkers(ListWorkersRequest(), timeout=_CALL_SECONDS)
+        address = next((worker.address for worker in listed.workers if worker.id == worker_id), "")
+        if not address or self._connect_worker is None:
+            raise DependencyDown(
+                f"worker {worker_id} cannot be reached from here", metadata={"dependency": "worker"}, retry_after=1.0
+            )
+        request = ReadVolumeRequest(volume_id=volume_id) if volume_id else ReadVolumeRequest(snapshot_id=snapshot_id)
+        async with self._connect_worker(address) as channel:
+            stub: WorkerAsyncStub = worker_pb2_grpc.WorkerStub(channel)
+            async for response in stub.ReadVolume(request, timeout=_READ_SECONDS):
+                yield response.data
 
     async def follow(self, filter: WatchFilter, follower: Follower, on_caught_up: Callable[[], None]) -> Never:
         await follow(self._stub, filter, follower, on_caught_up=on_caught_up, clock=self._clock, random=self._random)

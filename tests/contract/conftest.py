@@ -9,17 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest_asyncio
-from skerry.types.v1.resources_pb2 import Resources
 
 from services.worker.drivers.shim import process_folders
 from services.worker.settings import WorkerSettings
 from tests.support_gateway import GIB, TestRegion
 from tests.support_gateway import region as new_region
 
-ROOM = {"shared_cpu_millicores": 64_000, "memory_bytes": 8 * GIB, "disk_bytes": 1000 * GIB}
+ROOM = {"shared_cpu_millicores": 64_000, "memory_bytes": 64 * GIB, "disk_bytes": 1000 * GIB}
 """What each of the workers has that run machines."""
-ELSEWHERE = Resources(performance_cpu_millicores=64_000, memory_bytes=64 * GIB, disk_bytes=64 * GIB)
-"""What the one has that does not."""
 
 
 def workers_below(data: Path) -> list[WorkerSettings]:
@@ -44,10 +41,10 @@ def kill_machines_below(data: Path) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lively_region(postgres: str) -> AsyncIterator[TestRegion]:
-    """A region that serves, with two workers that run machines, and one for performance CPUs that only says so."""
-    with tempfile.TemporaryDirectory(prefix="skerry-") as folder:
+    """A region that serves, with two workers that run machines, and one that only says so."""
+    with tempfile.TemporaryDirectory(prefix="skerry-", ignore_cleanup_errors=True) as folder:
         try:
-            async with new_region(postgres, workers=workers_below(Path(folder)), capacity=ELSEWHERE) as serving:
+            async with new_region(postgres, workers=workers_below(Path(folder))) as serving:
                 yield serving
         finally:
             kill_machines_below(Path(folder))

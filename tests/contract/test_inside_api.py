@@ -10,7 +10,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from services.runtime.errors import InvalidConfig, WrongState
 from services.worker.drivers.shim import start_time
 from tests.support import eventually
-from tests.support_gateway import TOKEN, TestRegion
+from tests.support_gateway import ELSEWHERE, TOKEN, TestRegion
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -172,7 +172,7 @@ async def test_grpc_answers_the_same_as_rest(lively_region: TestRegion) -> None:
 
 async def test_a_worker_that_cannot_be_reached_is_named(lively_region: TestRegion) -> None:
     app = await lively_region.app()
-    config = {"image": "busybox", "guest": {"cpu_kind": "performance", "cpus": 1}}
+    config = {"image": "busybox", "guest": {"host_dedication_id": ELSEWHERE}}
     machine = await lively_region.machine(app, config=config, skip_launch=False)
     await lively_region.worker.started(machine["id"])
     answer = await lively_region.call("POST", f"/v1/apps/{app}/machines/{machine['id']}/exec", {"cmd": "true"})
