@@ -278,6 +278,17 @@ def _statuses(route: Route) -> list[int]:
     return sorted(statuses)
 
 
+_EVENT: Schema = {
+    "type": "object",
+    "description": "One event.",
+    "properties": {
+        "event": {"type": "string", "enum": ["machine", "caught_up", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+}
+
+
 def _success(route: Route, method: MethodDescriptor, schemas: Schemas) -> Schema:
     text = schemas.described({}, method.output_type.full_name).get("description", "")
     success: Schema = {"description": text or "Done.", "headers": _answered_headers(route)}
@@ -288,9 +299,18 @@ def _success(route: Route, method: MethodDescriptor, schemas: Schemas) -> Schema
             "Server-sent events: `machine` (a Machine), `caught_up` and, before a stream that was cut ends, `error` "
             "(an Error). The id of an event is the revision after which to go on. A comment comes every 15 s at least."
         )
-        return {**success, "description": text, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
-    success["content"] = {"application/json": {"schema": _answer(method, schemas)}}
+        return {**success, "description": text, "content": {"text/event-stream": {"schema": _EVENT}}}
+    schema = _answer(method, schemas)
+    if route.items is not None:
+        # With `fields`, what is always there otherwise is not.
+        some = schemas.answered_in_part(message_of(_usual_body(method)))
+        schema = {"anyOf": [schema, {"type": "array", "items": some}]}
+    success["content"] = {"application/json": {"schema": schema}}
     return success
+
+
+def _usual_body(method: MethodDescriptor) -> FieldDescriptor:
+    return bodies_of(method, method.GetOptions().Extensions[annotations_pb2.http].response_body)[-1]
 
 
 def _answer(method: MethodDescriptor, schemas: Schemas) -> Schema:

@@ -96,6 +96,15 @@ class Schemas:
             self.components[name] = {**schema, **({"required": needed} if needed else {})}
         return _reference(name)
 
+    def answered_in_part(self, descriptor: Descriptor) -> Schema:
+        """The same for an answer that holds only some of the members."""
+        name = f"{descriptor.name}Fields"
+        if name not in self.components:
+            schema = self._message(descriptor, frozenset(), self._answered_field)
+            text = f"{schema.get('description', '')} Only those members that were asked for."
+            self.components[name] = {**schema, "description": text.lstrip()}
+        return _reference(name)
+
     def answered_field(self, field: FieldDescriptor) -> Schema:
         """The schema of a field in answers, that may be an answer of its own."""
         return self._answered_field(field)
