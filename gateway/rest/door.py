@@ -61,7 +61,8 @@ class RestDoor:
         """Take the address, before anything is served; `run` does it where it was not done. Raises OSError."""
         host, port = self._address
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family)
+        # Named, not implied: asyncio lets small writes go out at once only on sockets that say that they are TCP.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         # A port whose connections have just ended can be had at once; one that a process listens on cannot.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""`skerry machines`: create, list, get, update, start, stop, restart, destroy, events, wait."""
+"""`skerry machines`: create, list, get, update, and everything else that is done with machines."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from services.cli.console import (
     reports_errors,
     say,
 )
+from services.cli.leases import LeaseNonce, nonce_header
+from services.cli.leases import app as lease_app
+from services.cli.metadata import app as metadata_app
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Machines: create them, and all that follows.")
+
+app.add_typer(lease_app, name="lease")
+app.add_typer(metadata_app, name="metadata")
 
 AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
 MachineId = Annotated[str, typer.Argument(help="Id of the machine.", metavar="MACHINE")]
@@ -132,6 +138,7 @@ def update(
     cpus: Cpus = None,
     memory: Memory = None,
     skip_launch: Annotated[bool, typer.Option("--skip-launch", help="Stop it instead of restarting it.")] = False,
+    lease: LeaseNonce = None,
     wait: Wait = True,
     region: RegionCode = None,
     directory: Directory = None,
@@ -145,7 +152,7 @@ def update(
     body["current_version"] = present["instance_id"]
     if skip_launch:
         body["skip_launch"] = True
-    record = api.call("POST", "apps", app_name, "machines", machine, body=body)
+    record = api.call("POST", "apps", app_name, "machines", machine, body=body, headers=nonce_header(lease))
     if wait:
         record = _settled(api, app_name, machine)
     _show(record, as_json, f"updated {machine} to version {record['instance_id']}, {record['state']}")
@@ -156,13 +163,14 @@ def update(
 def start(
     app_name: AppName,
     machine: MachineId,
+    lease: LeaseNonce = None,
     wait: Wait = True,
     region: RegionCode = None,
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a machine."""
-    _verb(Api.of(directory, region), app_name, machine, "start", {}, wait, as_json)
+    """Start a machine; one that is suspended goes on where it was."""
+    _verb(Api.of(directory, region), app_name, machine, "start", {}, wait, as_json, lease=lease)
 
 
 @app.command()
@@ -172,13 +180,14 @@ def stop(
     machine: MachineId,
     signal: Signal = None,
     timeout: Timeout = None,
+    lease: LeaseNonce = None,
     wait: Wait = True,
     region: RegionCode = None,
     directory: Directory = None,
     as_json: AsJson = False,
 ) -> None:
     """Stop a machine."""
-    _verb(Api.of(directory, region), app_name, machine, "stop", _stopping(signal, timeout), wait, as_json)
+    _verb(Api.of(directory, region), app_name, machine, "stop", _stopping(signal, timeout), wait, as_json, lease=lease)
 
 
 @app.command()
@@ -189,6 +198,7 @@ def restart(
     force_stop: Annotated[bool, typer.Option("--force-stop", help="Kill it at once.")] = False,
     signal: Signal = None,
     timeout: Timeout = None,
+    lease: LeaseNonce = None,
     wait: Wait = True,
     region: RegionCode = None,
     directory: Directory = None,
@@ -196,7 +206,52 @@ def restart(
 ) -> None:
     """Stop a machine and start it again."""
     query = {**_stopping(signal, timeout), "force_stop": "true" if force_stop else None}
-    _verb(Api.of(directory, region), app_name, machine, "restart", {}, wait, as_json, query)
+    _verb(Api.of(directory, region), app_name, machine, "restart", {}, wait, as_json, query, lease=lease)
+
+
+@app.command()
+@reports_errors
+def suspend(
+    app_name: AppName,
+    machine: MachineId,
+    lease: LeaseNonce = None,
+    wait: Wait = True,
+    region: RegionCode = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Freeze a machine that runs, as it is; `start` lets it go on."""
+    _verb(Api.of(directory, region), app_name, machine, "suspend", {}, wait, as_json, lease=lease)
+
+
+@app.command()
+@reports_errors
+def cordon(
+    app_name: AppName,
+    machine: MachineId,
+    lease: LeaseNonce = None,
+    region: RegionCode = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Leave a machine out of routing."""
+    answer = _post(Api.of(directory, region), app_name, machine, "cordon", lease)
+    _show(answer, as_json, f"{machine} is out of routing")
+
+
+@app.command()
+@reports_errors
+def uncordon(
+    app_name: AppName,
+    machine: MachineId,
+    lease: LeaseNonce = None,
+    region: RegionCode = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a machine rejoin routing."""
+    answer = _post(Api.of(directory, region), app_name, machine, "uncordon", lease)
+    _show(answer, as_json, f"{machine} has rejoined routing")
 
 
 @app.command()
@@ -205,6 +260,7 @@ def destroy(
     app_name: AppName,
     machine: MachineId,
     force: Annotated[bool, typer.Option("--force", help="Also when it runs.")] = False,
+    lease: LeaseNonce = None,
     wait: Wait = True,
     region: RegionCode = None,
     directory: Directory = None,
@@ -213,7 +269,7 @@ def destroy(
     """Destroy a machine."""
     api = Api.of(directory, region)
     query = {"force": "true" if force else None}
-    answer = api.call("DELETE", "apps", app_name, "machines", machine, query=query)
+    answer = api.call("DELETE", "apps", app_name, "machines", machine, query=query, headers=nonce_header(lease))
     if wait:
         api.wait(app_name, machine, states=["destroyed"], timeout=_SETTLE_SECONDS)
     _show(answer, as_json, f"destroyed {machine}")
@@ -240,6 +296,26 @@ def events(
         for event in happened
     ]
     print_table(("WHEN", "TYPE", "STATUS", "SOURCE", "EXIT"), rows, empty=f"nothing happened to {machine}")
+
+
+@app.command()
+@reports_errors
+def versions(
+    app_name: AppName,
+    machine: MachineId,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 50,
+    region: RegionCode = None,
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the versions of a machine, newest first."""
+    path = ("apps", app_name, "machines", machine, "versions")
+    listed = Api.of(directory, region).call("GET", *path, query={"limit": limit})
+    if as_json:
+        print_json(listed)
+        return
+    rows = [(version["version"], version["user_config"].get("image", "")) for version in listed]
+    print_table(("VERSION", "IMAGE"), rows, empty=f"{machine} has no versions")
 
 
 @app.command("wait")
@@ -274,10 +350,25 @@ def _verb(
     wait: bool,
     as_json: bool,
     query: dict[str, Any] | None = None,
+    *,
+    lease: str | None = None,
 ) -> None:
-    answer = api.call("POST", "apps", app_name, "machines", machine, verb, body=body, query=query)
+    answer = _post(api, app_name, machine, verb, lease, body, query)
     state = _settled(api, app_name, machine)["state"] if wait else None
     _show(answer, as_json, f"{verb} of {machine}: " + (f"it is {state} now" if state else "on its way"))
+
+
+def _post(
+    api: Api,
+    app_name: str,
+    machine: str,
+    what: str,
+    lease: str | None,
+    body: dict[str, Any] | None = None,
+    query: dict[str, Any] | None = None,
+) -> Any:
+    path = ("apps", app_name, "machines", machine, what)
+    return api.call("POST", *path, body=body or {}, query=query, headers=nonce_header(lease))
 
 
 def _settled(api: Api, app_name: str, machine: str) -> dict[str, Any]:
