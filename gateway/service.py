@@ -34,8 +34,8 @@ from gateway.auth import Tokens, access
 from gateway.batch import create_machines
 from gateway.dry_run import dry_run_creation, dry_run_update
 from gateway.fleet import Fleet
-from gateway.graphql.reads import Sources
 from gateway.graphql.service import GraphQLService
+from gateway.graphql.sources import Sources
 from gateway.platform_service import OrganizationsService, PlatformService
 from gateway.release_service import ReleasesService
 from gateway.releases import Releases

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import strawberry
@@ -17,24 +16,18 @@ from skerry.store.v1.catalog_pb2 import OrganizationRecord
 from skerry.store.v1.release_pb2 import ReleaseRecord
 from strawberry.scalars import JSON
 
-from gateway.apps import Catalog
 from gateway.auth import current_principal
+from gateway.graphql.sources import Sources
 from gateway.lifecycle import get_machine, list_machines
-from gateway.machines import Surroundings
 from gateway.names import is_app_name, is_machine_id
-from gateway.releases import Releases, email_of, is_in_progress, is_stable, status_of
+from gateway.releases import email_of, is_in_progress, is_stable, status_of
 from gateway.rest.writing import encode_timestamp, encoder_of
 from gateway.routing import CALL_SECONDS, LIST_SECONDS, Peer
-from gateway.secrets import Secrets
 from gateway.waits import STATE_NAMES
 from services.runtime import graphql_types as shared
 from services.runtime.errors import DependencyDown, NotFound, SkerryError
 from services.runtime.ids import cell_of
 from services.runtime.telemetry import log
-
-if TYPE_CHECKING:
-    from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreAsyncStub
-    from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreAsyncStub
 
 MIB = 1 << 20
 
@@ -50,19 +43,6 @@ query($id: String!) { machine(machineId: $id) {
 } }
 """
 _VOLUME_ELSEWHERE = "query($id: ID!) { volume(id: $id) { ... on Volume { name state region app { name } } } }"
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What reads are made from, the same for all operations."""
-
-    around: Surroundings
-    catalog: Catalog
-    releases: Releases
-    catalog_store: CatalogStoreAsyncStub
-    volume_store: VolumeStoreAsyncStub
-    secrets: Secrets
-    apps_domain: str = shared.APPS_DOMAIN
 
 
 class RegionReads:
@@ -251,7 +231,7 @@ class RegionReads:
             await self._around.apps.create(request)
 
     def _app(self, record: store.AppRecord) -> shared.App:
-        hostname = f"{record.name}.{self.sources.apps_domain}"
+        hostname = f"{record.name}.{shared.APPS_DOMAIN}"
         return shared.App(
             record=record,
             id=strawberry.ID(record.id),
