@@ -29,6 +29,8 @@ from gateway.rest.door import RestDoor
 from gateway.routing import Connect, connect_in_the_clear
 from gateway.service import GatewayService, public_interceptors
 from gateway.settings import GatewayLimits
+from services.central_sync.service import CentralSyncService
+from services.central_sync.settings import CentralSyncSettings
 from services.config_converter.service import ConfigConverterService
 from services.machine_store.service import MachineStoreService
 from services.runtime.channels import connect, local
@@ -36,6 +38,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.component import Component
 from services.runtime.regions import Cell, Region, RegionMap
 from services.runtime.registry import Registry
+from services.runtime.sealing import Keyring
 from services.runtime.server import Server
 from services.runtime.tasks import run_forever
 from services.scheduler.service import SchedulerService
@@ -227,6 +230,7 @@ def gateway_of(
     regions: RegionMap = REGIONS,
     connect: Connect = connect_in_the_clear,
     connect_worker: Callable[[str], grpc.aio.Channel] | None = None,
+    keyring: Keyring | None = None,
 ) -> GatewayService:
     def channel(callee: str) -> grpc.aio.Channel:
         return local(registries[callee], caller=f"{regions.place_of(cell)}/gateway", callee=callee, secret="of-the-set")
@@ -241,6 +245,7 @@ def gateway_of(
         random=random,
         connect=connect,
         connect_worker=connect_worker,
+        keyring=keyring,
         central_sync=channel("central-sync") if "central-sync" in registries else None,
     )
 
@@ -258,6 +263,8 @@ async def region(
     connect_elsewhere: Connect = connect_in_the_clear,
     central_sync: Callable[[Any], Any] | None = None,
     workers: Sequence[WorkerSettings] = (),
+    centre: CentralSyncSettings | None = None,
+    keyring: Keyring | None = None,
     limits: GatewayLimits | None = None,
 ) -> AsyncIterator[TestRegion]:
     """A region with one worker of `capacity`. `random` is the gateway's; services of other types may fail as wanted.
@@ -270,7 +277,7 @@ async def region(
     clock, random = SystemClock(), random or Random()
     names: tuple[str, ...] = ("machine-store", "config-converter", "scheduler")
     place = regions.place_of(cell)
-    if central_sync is not None:
+    if central_sync is not None or centre is not None:
         names = (*names, "central-sync")
     registries = {name: Registry(service=name, secret="of-the-set", place=place) for name in names}
     machine_stores = registries["machine-store"]
@@ -293,6 +300,7 @@ async def region(
         regions=regions,
         connect=connect_elsewhere,
         connect_worker=to_workers,
+        keyring=keyring,
     )
     interceptors = public_interceptors([TOKEN], CENTRAL_TOKEN, gateway=gateway)
     outer: list[Component] = [gateway]
@@ -320,6 +328,23 @@ async def region(
             ConfigConverterService(),
             scheduler(store_channel, cell=cell, instance="tests", clock=clock, random=Random()),
         ]
+        if centre is not None:
+            channel_of_sync = local(
+                machine_stores, caller=f"{place}/central-sync", callee="machine-store", secret="of-the-set"
+            )
+            inner.append(
+                CentralSyncService(
+                    channel_of_sync,
+                    centre,
+                    cell=cell,
+                    region=regions.region_of_cell(cell).code,
+                    instance="tests",
+                    place=place,
+                    clock=clock,
+                    random=Random(),
+                    keyring=keyring,
+                )
+            )
         if workers:
             channel_of_workers = local(
                 machine_stores, caller=f"{place}/worker", callee="machine-store", secret="of-the-set"
