@@ -166,12 +166,21 @@ def _asked(wanted: WantedPart) -> str:
 def _facts(request: ConvertPartsRequest) -> Mapping[str, Any]:
     if request.without_facts:
         return {}
-    return {
+    facts: dict[str, Any] = {
         "volume_location": {
             volume: {"region": request.region, "worker": worker} if worker else None
             for volume, worker in request.volume_locations.items()
         }
     }
+    if request.HasField("catalog"):
+        told = request.catalog
+        facts["image_aliases"] = dict(told.image_aliases)
+        facts["limits"] = {
+            "cpus": told.max_cpus if told.HasField("max_cpus") else None,
+            "memory_mb": told.max_memory_mb if told.HasField("max_memory_mb") else None,
+            "gpus": told.max_gpus if told.HasField("max_gpus") else None,
+        }
+    return facts
 
 
 def _central_part(answer: PartAnswer) -> CentralPart:

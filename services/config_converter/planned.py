@@ -16,7 +16,7 @@ from skerry.converter.v1.converter_pb2 import (
     PartOwner,
 )
 from skerry.handover.v1.plan_pb2 import PART_MODE_LOCAL, PART_MODE_LOCAL_CHECKED, PART_MODE_SHADOW, PartPlan, Plan
-from skerry.sync.v1.sync_pb2 import CentralPart, ConvertPartsRequest, ConvertPartsResponse, WantedPart
+from skerry.sync.v1.sync_pb2 import CatalogFacts, CentralPart, ConvertPartsRequest, ConvertPartsResponse, WantedPart
 from skerry.types.v1.config_pb2 import MachineConfig
 
 from services.config_converter.comparing import InputHashes
@@ -38,6 +38,7 @@ CENTRE = "central"
 """How the centre is named as a dependency."""
 
 MOUNTS = "mounts"
+_WITH_IMAGES = frozenset({"image", "containers"})
 _RETRY_AFTER = 1.0
 _PLACES = {name: place for place, name in enumerate(PART_NAMES)}
 _OWNER_NAMES: Mapping[PartOwner.ValueType, str] = {PART_OWNER_REGION: "the region", PART_OWNER_CENTRE: "the centre"}
@@ -191,6 +192,7 @@ class Requests:
     def __init__(self, parts: Sequence[Part], *, without_facts: bool = False) -> None:
         """`without_facts` leaves out what the centre would look up in the region."""
         self._hashes = InputHashes(parts)
+        self._parts = {part.name: part for part in parts}
         self._without_facts = without_facts
 
     def of(
@@ -208,11 +210,23 @@ class Requests:
         request = ConvertPartsRequest(parts=wanted, config=config, app_name=context.app_name, region=context.region)
         if self._without_facts:
             request.without_facts = True
-        elif any(want.part == MOUNTS for want in wanted):
+            return request
+        # The centre may know a newer alias already. Its answer is kept under the facts that are told.
+        request.catalog.CopyFrom(self._catalog_facts(wanted, config, facts))
+        if any(want.part == MOUNTS for want in wanted):
             # A volume that is nowhere is told too: else the centre would come back and ask.
             for volume in volumes_named(config):
                 request.volume_locations[volume] = (facts.volume_locations or {}).get(volume, "")
         return request
+
+    def _catalog_facts(self, wanted: Iterable[WantedPart], config: MachineConfig, facts: Facts) -> CatalogFacts:
+        limits = facts.limits
+        told = CatalogFacts(max_cpus=limits.cpus, max_memory_mb=limits.memory_mb, max_gpus=limits.gpus)
+        for want in wanted:
+            if (part := self._parts.get(want.part)) is not None and want.part in _WITH_IMAGES:
+                used = dict(part.facts_used(config, facts))
+                told.image_aliases.update({name: used[name] for name in used if name in facts.image_aliases})
+        return told
 
     def input_hash(self, part: str, config: MachineConfig, facts: Facts) -> bytes:
         """The hash of what a conversion of the part depends on."""

@@ -32,8 +32,8 @@ async def run_process(
 
     The components are registered with the servers' registries already. `background` is further work, by name, that runs
     as long. `after` names, by component, another one that is ready before it begins. `metrics` is the "host:port" of
-    the Prometheus endpoint. Health, on every server, knows each component by its name, and the whole by "": SERVING once
-    it, or all of them, are ready.
+    the Prometheus endpoint. Health, on every server, knows each component by its name, and the whole by "": SERVING
+    once it, or all of them, are ready.
     `on_listening` is awaited when the ports are open, `on_ready` when all are SERVING. `grace` is in seconds.
     Raises OSError when an address cannot be had; nothing runs then.
     """

@@ -138,6 +138,29 @@ async def test_the_facts_that_are_sent_along_spare_the_centre_its_question(cell:
             await convert(instance, wanted("mounts", config=config, without_facts=True, fresh=True))
 
 
+async def test_the_centre_converts_under_the_facts_of_the_region_when_it_knows_newer_ones(
+    cell: Cell, centre: Centre
+) -> None:
+    await centre.ask(
+        "mutation($input: SetImageAliasInput!) { setImageAlias(input: $input) { imageAlias { name } } }",
+        input={"name": "base", "repository": "docker.io/library/newer", "digest": f"sha256:{'b' * 64}"},
+    )
+    config = MachineConfig(image="base")
+    config.guest.cpus = 4
+    older = sync_pb2.CatalogFacts(image_aliases={"base": "docker.io/library/older:1"}, max_cpus=2)
+    async with cell.sync(quick([url_of(centre)])) as instance:
+        image, guest = await convert(instance, wanted("image", "guest", config=config, catalog=older, fresh=True))
+        assert image.spec.image.repository == "library/older"
+        assert [violation.field for violation in guest.violations] == ["guest.cpus"]
+        unaliased, unbound = await convert(
+            instance, wanted("image", "guest", config=config, catalog=sync_pb2.CatalogFacts(), fresh=True)
+        )
+        assert unaliased.spec.image.repository == "library/base"
+        assert unbound.HasField("spec")
+        (untold,) = await convert(instance, wanted("image", config=config, fresh=True))
+        assert untold.spec.image.repository == "library/newer"
+
+
 class Scripted(httpx.AsyncBaseTransport):
     """A centre that answers conversions as it is told, and all else as the real one does."""
 

@@ -16,7 +16,7 @@ from skerry.handover.v1.plan_pb2 import (
 from skerry.sync.v1.sync_pb2 import ConvertPartsResponse
 
 from services.config_converter.conversion import NO_CONTEXT, PART_NAMES, Context, convert
-from services.config_converter.part import NO_FACTS, Facts
+from services.config_converter.part import NO_FACTS, Facts, Limits
 from services.config_converter.parts import PARTS
 from services.config_converter.planned import Allowed, faults_of
 from services.config_converter.settings import HandoverSettings
@@ -235,7 +235,23 @@ async def test_the_centre_is_told_where_volumes_are(mount: Any, facts: Facts, to
         recipe, config, NO_CONTEXT, facts
     )
     assert drill.asked[0].without_facts
+    assert not drill.asked[0].HasField("catalog")
     assert not drill.asked[0].volume_locations
+
+
+async def test_the_centre_is_told_the_facts_of_the_catalog_that_the_answer_is_kept_under() -> None:
+    config = config_of({"image": "base", "containers": [{"name": "side", "image": "tool"}]})
+    facts = Facts(image_aliases={"base": "nginx:1", "tool": "busybox:2", "other": "x:3"}, limits=Limits(cpus=4))
+    centre = Centre()
+    await conversion_of(centre).convert(
+        recipe_of(plan_of(entry("image", PART_MODE_CENTRAL))), config, NO_CONTEXT, facts
+    )
+    assert dict(centre.asked[0].catalog.image_aliases) == {"base": "nginx:1"}
+    assert centre.asked[0].catalog.max_cpus == 4
+    assert not centre.asked[0].catalog.HasField("max_gpus")
+    both = plan_of(entry("image", PART_MODE_CENTRAL), entry("containers", PART_MODE_CENTRAL))
+    await conversion_of(centre).convert(recipe_of(both), config, NO_CONTEXT, facts)
+    assert dict(centre.asked[1].catalog.image_aliases) == {"base": "nginx:1", "tool": "busybox:2"}
 
 
 async def test_without_the_ownership_check_a_part_that_nobody_converts_is_missing() -> None:
