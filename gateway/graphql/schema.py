@@ -101,17 +101,17 @@ class Mutation:
 
     @mutation("Delete an app, by its name or id. NOT_FOUND.")
     async def delete_app(self, info: Info, app_id: strawberry.ID) -> DeleteAppPayload:
-        insist_on(Right.MANAGE_APPS)
         reads = info.context
         app = await reads.app(app_id)
+        insist_on(Right.MANAGE_APPS)
         organization = await reads.organization_of(app)
         await reads.sources.around.apps.delete(app.name)
         return DeleteAppPayload(organization=organization)
 
     @mutation("Set secrets of an app; replaceAll: remove those that are not named.")
     async def set_secrets(self, info: Info, input: SetSecretsInput) -> SecretsPayload:
-        insist_on(Right.SET_SECRETS)
         app = await info.context.app(input.app_id)
+        insist_on(Right.SET_SECRETS)
         values: dict[str, str | None] = {}
         if input.replace_all:
             values.update((secret.name, None) for secret in (await info.context.secrets_of(app)).secrets)
@@ -120,8 +120,8 @@ class Mutation:
 
     @mutation("Remove secrets of an app.")
     async def unset_secrets(self, info: Info, input: UnsetSecretsInput) -> SecretsPayload:
-        insist_on(Right.SET_SECRETS)
         app = await info.context.app(input.app_id)
+        insist_on(Right.SET_SECRETS)
         return await _change_secrets(info.context, app, dict.fromkeys(input.keys))
 
 
