@@ -125,3 +125,36 @@ async def test_secrets_go_with_their_app(centre: Centre) -> None:
         "secrets": [],
         "secretsVersion": 0,
     }
+
+
+UPDATE = "mutation($input: UpdateSecretsInput!) { updateSecrets(input: $input) { record } }"
+
+
+async def test_a_region_sets_and_removes_secrets_as_one_version_and_gets_them_all_with_their_values(
+    centre: Centre,
+) -> None:
+    app = (await centre.create_app("web"))["id"]
+    first = await centre.ask(UPDATE, input={"appId": app, "secrets": [{"key": "A", "value": "1"}], "unset": ["B"]})
+    assert first["updateSecrets"]["record"]["version"] == 1
+    second = await centre.ask(UPDATE, input={"appId": app, "secrets": [{"key": "C", "value": VALUE}], "unset": ["A"]})
+    record = second["updateSecrets"]["record"]
+    assert record == await newest(centre)
+    assert (record["app_id"], record["version"]) == (app, 2)
+    assert [(secret["name"], secret["value"]) for secret in record["secrets"]] == [("C", VALUE)]
+    same = await centre.ask(UPDATE, input={"appId": app, "secrets": [], "unset": ["A"]})
+    assert same["updateSecrets"]["record"] == record
+    asked = await centre.ask("query($app: ID!) { secretsRecord(appId: $app) { record } }", app=app)
+    assert asked["secretsRecord"]["record"] == record
+    with pytest.raises(GraphQLFailed, match="must name one"):
+        await centre.ask(UPDATE, input={"appId": app, "secrets": [], "unset": []})
+    with pytest.raises(GraphQLFailed) as unknown:
+        await centre.ask("query($app: ID!) { secretsRecord(appId: $app) { record } }", app="none")
+    assert unknown.value.code == "NOT_FOUND"
+
+
+async def test_the_secrets_of_an_app_have_a_bound_together(centre: Centre) -> None:
+    await centre.create_app("web")
+    await set_secrets(centre, {f"A{number}": "x" * 60_000 for number in range(4)})
+    with pytest.raises(GraphQLFailed, match="262144 bytes together"):
+        await set_secrets(centre, {"B": "x" * 60_000})
+    assert [secret["name"] for secret in (await newest(centre))["secrets"]] == ["A0", "A1", "A2", "A3"]
