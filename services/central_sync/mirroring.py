@@ -23,6 +23,7 @@ from skerry.store.v1.release_pb2 import (
     ReleaseStatus,
 )
 from skerry.store.v1.store_pb2 import Change, MachineRecord, WorkerRecord
+from skerry.store.v1.volume_store_pb2 import VOLUME_STATE_DESTROYED, VolumeRecord, VolumeState
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, HostStatus, MachineState
 
 from services.central_sync.central_client import MirrorEvent
@@ -32,11 +33,12 @@ MACHINE = "machine"
 WORKER = "worker"
 PLAN = "plan"
 RELEASE = "release"
+VOLUME = "volume"
 REVOCATION = "revocation"
 NOTHING = "nothing"
 """Kind of a revision that the centre has no use for."""
 
-Record = MachineRecord | WorkerRecord | Plan | ReleaseRecord | RevocationRecord
+Record = MachineRecord | WorkerRecord | Plan | ReleaseRecord | RevocationRecord | VolumeRecord
 """What the region is the origin of."""
 
 
@@ -80,6 +82,8 @@ def payload_of(record: Record | None) -> dict[str, Any] | None:
             }
         case ReleaseRecord():
             return _release(record)
+        case VolumeRecord():
+            return None if record.state == VOLUME_STATE_DESTROYED else _volume(record)
         case RevocationRecord():
             # What the centre revoked it knows.
             return _revocation(record) if record.cell else None
@@ -99,6 +103,7 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
         "state": _name(MachineState.Name(record.state), "MACHINE_STATE_"),
         "instance_id": record.instance_id,
         "worker_id": record.worker_id,
+        "worker_number": record.worker_number,
         "host_status": _name(HostStatus.Name(record.host_status), "HOST_STATUS_"),
         "cordoned": record.cordoned,
         "metadata": dict(record.metadata),
@@ -108,6 +113,23 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
     if record.HasField("config"):
         payload["config"] = public_json(record.config)
     return payload
+
+
+def _volume(record: VolumeRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "app_id": record.app_id,
+        "app_name": record.app_name,
+        "name": record.name,
+        "region": record.region,
+        "zone": record.zone,
+        "state": _name(VolumeState.Name(record.state), "VOLUME_STATE_"),
+        "size_gb": record.size_bytes >> 30,
+        "encrypted": record.encrypted,
+        "worker_id": record.worker_id,
+        "attached_machine_id": record.attached_machine_id,
+        "created_at": _milliseconds(record.created_at),
+    }
 
 
 def _revocation(record: RevocationRecord) -> dict[str, Any]:
@@ -142,6 +164,8 @@ def _record_of(change: Change) -> tuple[str, str, Record | None]:
             return PLAN, PLAN, change.plan
         case "release":
             return RELEASE, change.release.id, change.release
+        case "volume":
+            return VOLUME, change.volume.id, change.volume
         case "revocation":
             return REVOCATION, change.revocation.id, change.revocation
         case _:

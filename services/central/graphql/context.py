@@ -61,11 +61,16 @@ class Centre:
         record = await self.mirror.record(mirror.MACHINE, machine_id)
         if record.gone:
             raise Missing(shared.NO_MACHINE)
-        return types.machine(record)
+        try:
+            app = await self.catalog.app(str(record.payload.get("app_id")))
+        except Missing:
+            # It is deleted, and its machines are being destroyed.
+            raise Missing(shared.NO_MACHINE) from None
+        return types.machine(record, app)
 
     async def machines_of(self, app: shared.App) -> Sequence[shared.Machine]:
         records = await self.mirror.of_app(mirror.MACHINE, app.id)
-        return [types.machine(record) for record in records if not record.gone]
+        return [types.machine(record, app.record) for record in records if not record.gone]
 
     async def regions_of(self, app: shared.App) -> Sequence[shared.Region]:
         codes = {machine.region for machine in await self.machines_of(app)}

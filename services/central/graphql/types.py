@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import strawberry
+from skerry.store.v1 import store_pb2
 from strawberry.scalars import JSON
 
 from services.central.catalog import App as AppRecord
@@ -11,6 +12,7 @@ from services.central.catalog import Organization as OrganizationRecord
 from services.central.catalog import Secret as SecretRecord
 from services.central.mirror import Record
 from services.runtime import graphql_types as shared
+from services.runtime.addresses import network_of, private_ip
 
 
 def organization(record: OrganizationRecord) -> shared.Organization:
@@ -45,12 +47,12 @@ def app(record: AppRecord, domain: str) -> shared.App:
     )
 
 
-def machine(record: Record) -> shared.Machine:
-    """A machine of the mirror."""
+def machine(record: Record, app: AppRecord) -> shared.Machine:
+    """A machine of the mirror, which belongs to `app`."""
     payload = record.payload
     return shared.Machine(
         record=record,
-        address=str(payload.get("private_ip") or ""),
+        address=_address(record, app),
         id=strawberry.ID(record.key),
         name=str(payload.get("name") or ""),
         state=record.state,
@@ -109,3 +111,11 @@ def secret(record: SecretRecord) -> shared.Secret:
 def image(alias: ImageAlias) -> shared.Image:
     """What an alias stands for."""
     return shared.Image(id=strawberry.ID(alias.name), digest=alias.digest, ref=alias.reference)
+
+
+def _address(record: Record, app: AppRecord) -> str:
+    number = record.payload.get("worker_number")
+    if not number:
+        return str(record.payload.get("private_ip") or "")
+    network = network_of(store_pb2.AppRecord(organization_slug=app.organization_slug, network=app.network))
+    return private_ip(network, record.cell, int(number), record.key)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from skerry.handover.v1.plan_pb2 import PART_MODE_LOCAL, PartPlan, Plan
 from skerry.store.v1.release_pb2 import RELEASE_STATUS_COMPLETE, RELEASE_STATUS_RUNNING, ReleaseRecord
 from skerry.store.v1.store_pb2 import AppRecord, Change, MachineRecord, WorkerRecord
+from skerry.store.v1.volume_store_pb2 import VOLUME_STATE_CREATED, VOLUME_STATE_DESTROYED, VolumeRecord
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
 
@@ -70,6 +71,17 @@ def test_workers_and_the_plan_go_up_and_what_the_centre_is_the_origin_of_does_no
     assert plan.payload["parts"] == [{"part": "env", "mode": "PART_MODE_LOCAL"}]
     assert (app.kind, app.payload) == (NOTHING, None)
     assert [event.kind for event in state_of(changes)] == ["worker", "plan"]
+
+
+def test_a_volume_goes_up_until_it_is_destroyed() -> None:
+    record = VolumeRecord(id="vol_001a", app_id="a1", name="data", size_bytes=3 << 30, state=VOLUME_STATE_CREATED)
+    (event,) = events_of([Change(revision=1, volume=record)], 0, 1)
+    assert (event.kind, event.key) == ("volume", "vol_001a")
+    assert event.payload is not None
+    assert (event.payload["state"], event.payload["size_gb"]) == ("created", 3)
+    record.state = VOLUME_STATE_DESTROYED
+    (event,) = events_of([Change(revision=2, volume=record)], 1, 2)
+    assert (event.key, event.payload) == ("vol_001a", None)
 
 
 def test_a_release_goes_up_with_its_number_and_its_definition() -> None:
