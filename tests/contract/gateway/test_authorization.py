@@ -86,7 +86,6 @@ class World:
     channel: grpc.aio.Channel
     catalog: Any
     apps: Mapping[str, str]
-    releases: Mapping[str, str]
     kinds: Mapping[str, Kind]
 
     async def outcome(self, method: MethodDescriptor, request: Any, token: str) -> SkerryError | None:
@@ -132,12 +131,6 @@ async def world(region: TestRegion) -> AsyncIterator[World]:
     for kind in kinds.values():
         if kind.refused == REVOKED:
             await stub.RecordRevocation(catalog.RecordRevocationRequest(id=REVOKED_ID[0]))
-    releases = {}
-    for where in (REACHED, FOREIGN):
-        made = await region.call(
-            "POST", "/api/v1/releases", {"app_name": apps[where], "image": "nginx", "strategy": "ROLLING"}
-        )
-        releases[where] = made.json["release"]["id"] if made.status < 300 else ""
 
     async def known() -> bool:
         listed = [await region.call("GET", "/v1/apps", token=kind.token) for kind in kinds.values()]
@@ -145,7 +138,7 @@ async def world(region: TestRegion) -> AsyncIterator[World]:
 
     await eventually(known)
     async with connect([region.grpc_address], caller="syd-1/cli", callee="gateway", secret=None) as public:
-        yield World(region, public, stub, apps, releases, kinds)
+        yield World(region, public, stub, apps, kinds)
 
 
 async def make_app(region: TestRegion, name: str, organization: str) -> None:
@@ -246,7 +239,7 @@ def request_of(method: MethodDescriptor, app: str, release: str) -> Any:
 METHODS = {f"{method.containing_service.name}/{method.name}": method for method in public_methods()}
 
 
-def test_the_matrix_has_every_method() -> None:
+async def test_the_matrix_has_every_method() -> None:
     assert {method.name for method in METHODS.values()} == ALL
 
 
@@ -320,11 +313,33 @@ async def test_apps_are_created_with_a_token_of_their_organization_that_may_do_e
                 assert isinstance(got, Forbidden | NotFound), (which, got)
 
 
+async def test_graphql_shows_an_app_to_who_reaches_it(world: World) -> None:
+    query = "query($name: String!) { app(name: $name) { name } }"
+    for where, organization in ((REACHED, OURS), (SIBLING, OURS), (FOREIGN, THEIRS)):
+        await make_app(world.region, world.apps[where], organization)
+    for which, kind in world.kinds.items():
+        for where, app in world.apps.items():
+            body = {"query": query, "variables": {"name": app}}
+            answer = await world.region.call("POST", "/graphql", body, token=kind.token or None)
+            if kind.refused:
+                assert app not in json.dumps(answer.json), which
+            elif where in kind.apps:
+                assert answer.json["data"]["app"] == {"name": app}, (which, where, answer.json)
+            else:
+                assert "Could not find App" in answer.json["errors"][0]["message"], (which, where, answer.json)
+
+
 async def test_a_release_is_changed_by_who_reaches_its_app(world: World) -> None:
     method = METHODS["Releases/UpdateRelease"]
-    assert all(world.releases.values()), world.releases
+    releases: dict[str, str] = {}
+    for where, organization in ((REACHED, OURS), (FOREIGN, THEIRS)):
+        await make_app(world.region, world.apps[where], organization)
+        body = {"app_name": world.apps[where], "image": "nginx", "strategy": "ROLLING"}
+        taken = await world.region.call("POST", "/api/v1/releases", body)
+        assert taken.status == 201, taken
+        releases[where] = taken.json["release"]["id"]
     for which, kind in world.kinds.items():
-        for where, release in world.releases.items():
+        for where, release in releases.items():
             got = await world.outcome(method, request_of(method, "", release), kind.token)
             if kind.refused:
                 assert isinstance(got, Unauthenticated), which
