@@ -82,6 +82,15 @@ def outage(
 
 @app.command()
 @reports_errors
+def neighbour(pairs: Annotated[int, typer.Option(min=1, help="Pairs of runs.")] = 12, as_json: AsJson = False) -> None:
+    """What a tenant that calls at 50 times its limit changes for another one: pairs of runs."""
+    from services.cli.benchmarks.neighbour import bench_neighbour
+
+    _print(_measured(partial(bench_neighbour, pairs)), as_json)
+
+
+@app.command()
+@reports_errors
 def backtest(
     machines: Annotated[int, typer.Option(min=100, help="Stored machines.")] = 100_000, as_json: AsJson = False
 ) -> None:

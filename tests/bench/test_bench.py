@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import bench
-from services.cli.benchmarks import creating, starting
+from services.cli.benchmarks import creating, neighbour, starting
 from services.cli.main import app
 
 runner = CliRunner()
@@ -31,6 +31,7 @@ def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(creating, "CONCURRENT", {"concurrency": 32, "rounds": 1, "each": 100})
     monkeypatch.setattr(starting, "CONCURRENT", {"concurrency": 4, "rounds": 1, "each": 12})
     monkeypatch.setattr(starting, "SERIAL", {"concurrency": 1, "rounds": 1, "each": 5})
+    monkeypatch.setattr(neighbour, "CALLS", 80)
 
 
 def test_bench_create_reports_every_combination_beside_its_floor() -> None:
@@ -65,3 +66,12 @@ def test_bench_convert_reports_conversions_a_second() -> None:
     report = printed("convert")
     assert set(report) == {"per_second", "p50_ms", "p99_ms"}
     assert min(report.values()) > 0
+
+
+def test_bench_neighbour_refuses_the_noisy_tenant_and_never_the_quiet_one() -> None:
+    report = printed("neighbour", "--pairs", "1")  # It fails when the quiet one is refused.
+    assert report["noisy_answers"]["429"] > report["noisy_answers"]["200"] > 0
+    assert set(report["noisy_answers"]) == {"200", "429"}
+    figures = ("p50_ms_alone", "p50_ms", "p50_ratio", "p99_ms_alone", "p99_ms", "p99_ratio")
+    assert min(report[figure] for figure in figures) > 0
+    print({figure: report[figure] for figure in figures})

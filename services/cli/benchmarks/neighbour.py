@@ -1,0 +1,193 @@
+"""What a tenant that calls at 50 times its limit changes for another, that stays within its own: pairs of runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from services.cli import inside
+from services.cli.benchmarks import bed
+from services.cli.benchmarks.statistics import quantile
+from services.cli.console import CommandError
+from services.cli.mesh import CENTRAL_SYNC, HOST, Mesh
+from services.cli.rest import Api
+
+QUIET, NOISY = "quiet", "noisy"
+"""The two organizations."""
+APPS = 60
+"""Of the quiet one, which creates in each of them less than one machine a second."""
+PER_SECOND = 40.0
+CALLS = 240
+"""Creates of the quiet one in a run."""
+TIMES = 50
+"""So many times its limit the noisy one calls: creates in one app, where one in a second is allowed."""
+_LIMIT_PER_SECOND = 1.0
+_BEFORE_SECONDS = 1.0
+"""How long the noisy one calls already when a run begins: its burst is over."""
+_WARM_UP = 400
+_RUN_SECONDS = 120.0
+_TOKEN_SECONDS = 30.0
+
+
+@dataclass
+class _Tenant:
+    """How to call as an organization."""
+
+    mesh: Mesh
+    token: str
+    apps: list[str]
+    per_second: float
+    answers: Counter[str] = field(default_factory=Counter)
+
+    def spec(self, calls: int | None) -> str:
+        """A line for the paced generator."""
+        return json.dumps(
+            {
+                "host": HOST,
+                "port": bed.door(self.mesh).rest,
+                "token": self.token,
+                "paths": [f"/v1/apps/{app}/machines" for app in self.apps],
+                "body": json.dumps({"config": bed.WEB_CONFIG, "skip_launch": True}),
+                "per_second": self.per_second,
+                "calls": calls,
+            }
+        )
+
+    def run(self, calls: int) -> list[float]:
+        """Latencies, in ms, of so many creates. Raises CommandError when one fails."""
+        with _generator(self.spec(calls)) as process:
+            result = _end(process)
+        if result["answers"].keys() != {"200"}:
+            raise CommandError(f"a tenant within its limits was refused: {result['first_refusal']}")
+        latencies: list[float] = result["latencies_ms"]
+        return latencies
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Calls all the time, until the end of the block, and counts the answers."""
+        with _generator(self.spec(None)) as process:
+            time.sleep(_BEFORE_SECONDS)
+            yield
+            self.answers.update(_end(process)["answers"])
+
+
+def bench_neighbour(pairs: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run `pairs` pairs of runs of the quiet tenant, alone and beside the noisy one.
+
+    Returns pairs, creates (in each run), noisy_per_second, noisy_answers (by status), p50_ms_alone, p50_ms, p50_ratio,
+    p99_ms_alone, p99_ms and p99_ratio: medians over the runs, and of the ratios of the pairs. Raises CommandError when
+    a create of the quiet tenant fails.
+    """
+    with bed.temporary_folder() as folder:
+        tell("starting a set and the centre")
+        with bed.mesh_in(folder) as mesh:
+            quiet = _tenant(mesh, QUIET, APPS, PER_SECOND)
+            noisy = _tenant(mesh, NOISY, 1, TIMES * _LIMIT_PER_SECOND)
+            quiet.run(min(_WARM_UP, 2 * CALLS))
+            alone: list[list[float]] = []
+            beside: list[list[float]] = []
+            for number in range(pairs):
+                tell(f"pair {number + 1} of {pairs}")
+                # What came first is no advantage: the order changes from pair to pair.
+                if number % 2 == 0:
+                    alone.append(quiet.run(CALLS))
+                with noisy.calling():
+                    beside.append(quiet.run(CALLS))
+                if number % 2 == 1:
+                    alone.append(quiet.run(CALLS))
+    figures: dict[str, Any] = {
+        "pairs": pairs,
+        "creates": CALLS,
+        "noisy_per_second": noisy.per_second,
+        "noisy_answers": dict(sorted(noisy.answers.items())),
+    }
+    for label, part in (("p50", 0.5), ("p99", 0.99)):
+        before = [quantile(run, part) for run in alone]
+        after = [quantile(run, part) for run in beside]
+        figures[f"{label}_ms_alone"] = round(median(before), 3)
+        figures[f"{label}_ms"] = round(median(after), 3)
+        figures[f"{label}_ratio"] = round(median(b / a for a, b in zip(before, after, strict=True)), 3)
+    return figures
+
+
+def _tenant(mesh: Mesh, organization: str, apps: int, per_second: float) -> _Tenant:
+    """A new organization at the centre, with a token that its region knows, and so many apps."""
+    import httpx
+
+    mutation = (
+        "mutation($input: CreateOrganizationInput!) { createOrganization(input: $input) { organization { id } } }"
+    )
+    answer = httpx.post(
+        f"{mesh.central_urls[0]}/graphql",
+        json={"query": mutation, "variables": {"input": {"name": organization, "slug": organization}}},
+        headers={"authorization": f"Bearer {mesh.central_secret('central-token')}"},
+        timeout=10,
+    ).json()
+    if answer.get("errors"):
+        raise CommandError(f"the centre made no organization: {answer['errors'][0]['message']}")
+    api = Api.of(mesh.directory, bed.REGION)
+    names = [f"{organization}-{number}" for number in range(apps)]
+    for name in names:
+        api.call("POST", "apps", body={"name": name, "org_slug": organization})
+    token = inside.ask(mesh, bed.REGION, lambda channel: _new_token(channel, organization), of=CENTRAL_SYNC)
+    _wait_until_known(mesh, names[0], token)
+    return _Tenant(mesh, token, names, per_second)
+
+
+async def _new_token(channel: Any, organization: str) -> str:
+    from skerry.sync.v1.sync_pb2 import CreateTokenRequest
+    from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
+
+    stub: Any = CentralSyncStub(channel)
+    made = await stub.CreateToken(CreateTokenRequest(organization_slug=organization, scope="all"), timeout=10)
+    return str(made.token)
+
+
+def _wait_until_known(mesh: Mesh, app: str, token: str) -> None:
+    """The region learns of keys, organizations and apps from the catalog. Raises CommandError when it does not."""
+    import httpx
+
+    url = f"http://{HOST}:{bed.door(mesh).rest}/v1/apps/{app}"
+    end = time.monotonic() + _TOKEN_SECONDS
+    while (status := httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=10).status_code) != 200:
+        if time.monotonic() > end:
+            raise CommandError(f"the region does not know a new token after {_TOKEN_SECONDS:g} s: it answers {status}")
+        time.sleep(0.3)
+
+
+@contextmanager
+def _generator(spec: str) -> Iterator[subprocess.Popen[str]]:
+    """A paced generator that runs; it is killed at the end of the block if it has not ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "services.cli.benchmarks.paced"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdin is not None, "it was asked for"
+        process.stdin.write(spec + "\n")
+        process.stdin.flush()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+def _end(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Tell a generator that nothing more is wanted; its result. Raises CommandError with its words."""
+    out, err = process.communicate(timeout=_RUN_SECONDS)
+    if process.returncode != 0:
+        raise CommandError(f"the load generator failed: {(err.strip().splitlines() or ['no reason given'])[-1]}")
+    result: dict[str, Any] = json.loads(out)
+    return result
