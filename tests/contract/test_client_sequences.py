@@ -295,12 +295,15 @@ async def test_the_centre_comes_back_and_learns_of_the_releases(client: Client) 
     mesh = client.mesh
     mesh.skerry("central", "up", "--dir", str(mesh.directory))
     headers = {"authorization": f"Bearer {mesh.mesh.central_secret('central-token')}"}
-    query = {"query": RELEASES, "variables": {"appName": client.app, "limit": 25}}
-    here = client.ask(RELEASES, appName=client.app, limit=25)
+    asked = (RELEASES, {"appName": client.app, "limit": 25}), (VOLUME, {"id": client.volume})
 
     def has_learnt() -> bool:
-        answer = httpx.post(mesh.endpoints["central"]["graphql"], json=query, headers=headers, timeout=10)
-        return bool(answer.json()["data"] == here)
+        for query, variables in asked:
+            body = {"query": query, "variables": variables}
+            answer = httpx.post(mesh.endpoints["central"]["graphql"], json=body, headers=headers, timeout=10)
+            if answer.json()["data"] != client.ask(query, **variables):
+                return False
+        return True
 
     await eventually(has_learnt, seconds=60)
     assert client.release()["version"] == 3
