@@ -14,6 +14,7 @@ from skerry.sync.v1 import sync_pb2 as sync
 
 from gateway.auth import current_principal
 from gateway.names import APP_NAME_RULE, is_app_name
+from services.runtime.addresses import APPS_DOMAIN
 from services.runtime.clock import Clock
 from services.runtime.errors import DependencyDown, Forbidden, InvalidConfig, NotFound, Violation
 from services.runtime.ids import new_ulid
@@ -299,6 +300,7 @@ class Apps:
             machine_count=machine_count,
             volume_count=volume_count,
             organization=self._catalog.organization(slug) or api.AppOrganization(slug=slug),
+            cname_target=f"{app.name}.{APPS_DOMAIN}",
             app_role=app.app_role,
         )
 

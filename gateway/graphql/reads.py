@@ -25,6 +25,7 @@ from gateway.rest.writing import encode_timestamp, encoder_of
 from gateway.routing import CALL_SECONDS, LIST_SECONDS, Peer
 from gateway.waits import STATE_NAMES
 from services.runtime import graphql_types as shared
+from services.runtime.addresses import APPS_DOMAIN
 from services.runtime.errors import DependencyDown, NotFound, SkerryError
 from services.runtime.ids import cell_of
 from services.runtime.telemetry import log
@@ -231,7 +232,7 @@ class RegionReads:
             await self._around.apps.create(request)
 
     def _app(self, record: store.AppRecord) -> shared.App:
-        hostname = f"{record.name}.{shared.APPS_DOMAIN}"
+        hostname = f"{record.name}.{APPS_DOMAIN}"
         return shared.App(
             record=record,
             id=strawberry.ID(record.id),

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.runtime.addresses import APPS_DOMAIN
+
 KEY_BYTES = 32
 DAY = 86_400.0
 
@@ -40,7 +42,7 @@ class CentralSettings(BaseSettings):
     """TOML file with releases besides the built-in ones."""
     faults: bool = False
     """Serve POST /faults. For drills in development only."""
-    apps_domain: str = "apps.skerry.internal"
+    apps_domain: str = APPS_DOMAIN
     """Domain below which apps have their host names."""
     viewer_email: str = "operator@skerry.internal"
     """Who the token's holder is said to be."""

@@ -8,6 +8,9 @@ from skerry.store.v1.store_pb2 import AppRecord
 
 _NUMBER_BITS = 20
 
+APPS_DOMAIN = "apps.skerry.internal"
+"""Domain of the host names of apps, unless another one is set."""
+
 
 def network_of(app: AppRecord) -> str:
     """The private network of an app: its organization's own, as two organizations may call theirs the same."""

@@ -19,8 +19,6 @@ from strawberry.types import ExecutionContext
 from services.runtime.regions import Region as RegionRecord
 
 PLATFORM_VERSION = "machines"
-APPS_DOMAIN = "apps.skerry.internal"
-"""Domain of the host names of apps, unless another one is set."""
 DEFAULT_REGISTRY = "docker.io"
 MOST_RELEASES = 100
 """Releases that are shown of an app."""

@@ -193,6 +193,12 @@ async def test_an_organization_is_shown_as_clients_read_it(region: TestRegion) -
     }
 
 
+async def test_an_app_shows_the_name_that_domains_of_others_point_to(region: TestRegion) -> None:
+    app = await region.app()
+    shown = (await region.call("GET", f"/v1/apps/{app}")).json
+    assert shown["cname_target"] == f"{app}.apps.skerry.internal"
+
+
 async def test_an_app_has_no_public_addresses(region: TestRegion) -> None:
     answer = await region.call("GET", f"/v1/apps/{await region.app()}/ip_assignments")
     assert (answer.status, answer.json) == (200, {"ips": []})
