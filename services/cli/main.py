@@ -23,6 +23,7 @@ from services.cli import (
     tokens,
     trace,
     up,
+    volumes,
 )
 from services.cli.console import say
 
@@ -40,6 +41,7 @@ app.command("deps")(deps.deps)
 app.command("trace")(trace.trace)
 app.add_typer(apps.app, name="apps")
 app.add_typer(machines.app, name="machines")
+app.add_typer(volumes.app, name="volumes")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(handover.app, name="handover")
