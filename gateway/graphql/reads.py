@@ -75,10 +75,10 @@ class RegionReads:
     async def limits_of(self, organization: shared.Organization) -> shared.Limits:
         limits = self._organization_record(organization.slug).limits
         return shared.Limits(
-            cpus=limits.max_cpus or None,
-            memory_mb=limits.max_memory_bytes // MIB or None,
-            gpus=limits.max_gpus or None,
-            machines=limits.max_machines or None,
+            cpus=limits.max_cpus if limits.HasField("max_cpus") else None,
+            memory_mb=limits.max_memory_bytes // MIB if limits.HasField("max_memory_bytes") else None,
+            gpus=limits.max_gpus if limits.HasField("max_gpus") else None,
+            machines=limits.max_machines if limits.HasField("max_machines") else None,
         )
 
     async def app(self, name_or_id: str) -> shared.App:
