@@ -20,6 +20,8 @@ from services.runtime.clock import Clock
 from services.runtime.telemetry import log
 
 LARGEST_BATCH = 1_000
+LARGEST_BYTES = 4 << 20
+"""Of a batch or a page, give or take one record: secrets make large ones."""
 SLOW_POLL_S = 1.0
 """How often a waiting reader looks by itself, in seconds; notifications only make it faster."""
 
@@ -121,7 +123,7 @@ class Feed:
         self._longest_wait = longest_wait
 
     async def changes(self, after: str, limit: int, wait: float) -> Changes:
-        """The changes after a position ("" is the feed's beginning), oldest first, `limit` at most.
+        """The changes after a position ("" is the feed's beginning), oldest first: `limit` at most, fewer large ones.
 
         When there are none, it waits for some, `wait` seconds at most. Raises Invalid, and TooOld when the feed does
         not reach back that far.
@@ -144,7 +146,7 @@ class Feed:
             start = _number(after, head) if after else 0
             if start < head["oldest"]:
                 raise TooOld("that position is older than what is kept: take a snapshot, and go on from its position")
-            rows = await session.all("changes_after", start, limit)
+            rows = await session.all("changes_after", start, limit, LARGEST_BYTES)
         reached = rows[-1]["position"] if rows else start
         return Changes(
             [self._change(head, row) for row in rows], _position(head, reached), _position(head, head["oldest"])
@@ -163,13 +165,13 @@ class Feed:
             as_of, seen = _page(page, head) if page else (head["position"], 0)
             if as_of < head["oldest"]:
                 raise TooOld("that snapshot is older than what is kept: begin a new one")
-            rows = await session.all("catalog_as_of", as_of, seen, limit + 1)
+            rows = await session.all("catalog_as_of", as_of, seen, limit + 1, LARGEST_BYTES)
         shown = rows[:limit]
         position = _position(head, as_of)
         return SnapshotPage(
             [self._change(head, row) for row in shown],
             position,
-            f"{position}:{shown[-1]['position']}" if len(rows) > limit else None,
+            f"{position}:{shown[-1]['position']}" if shown and rows[0]["available"] > len(shown) else None,
         )
 
     async def forget(self, age: float) -> None:

@@ -158,3 +158,21 @@ async def test_the_secrets_of_an_app_have_a_bound_together(centre: Centre) -> No
     with pytest.raises(GraphQLFailed, match="262144 bytes together"):
         await set_secrets(centre, {"B": "x" * 60_000})
     assert [secret["name"] for secret in (await newest(centre))["secrets"]] == ["A0", "A1", "A2", "A3"]
+
+
+async def test_large_secrets_make_short_batches_and_pages_and_nothing_is_left_out(centre: Centre) -> None:
+    wanted = [f"app-{number:02d}" for number in range(30)]
+    for name in wanted:
+        await centre.create_app(name)
+        await set_secrets(centre, {f"A{number}": "x" * 60_000 for number in range(4)}, appId=name)
+    seen: list[str] = []
+    position, batches = "", 0
+    while len(seen) < len(wanted):
+        batch = await centre.changes(position)
+        assert batch["changes"]
+        seen += [change["payload"]["app_name"] for change in batch["changes"] if change["kind"] == "secrets"]
+        position, batches = batch["position"], batches + 1
+    assert (seen, batches > 1) == (wanted, True)
+    _, records = await centre.snapshot()
+    assert sorted(r["payload"]["app_name"] for r in records if r["kind"] == "secrets") == wanted
+    assert sum(record["kind"] == "app" for record in records) == len(wanted)
