@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Never
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import Status, StatusCode
 
 from services.runtime import telemetry
 from services.runtime.edges import Counts
-from services.runtime.errors import DETAILS_KEY, Internal, SkerryError, Unauthenticated, to_status
+from services.runtime.errors import DETAILS_KEY, Internal, InvalidConfig, SkerryError, Unauthenticated, to_status
 from services.runtime.guard import Guard
 from services.runtime.rpc_metrics import MethodMetrics
 from services.runtime.telemetry import log
@@ -147,11 +148,28 @@ def _wrap(
     }[handler.request_streaming, handler.response_streaming]
     assert behavior is not None
     chain = _Chain(registry, service, name, behavior, streams=handler.response_streaming)
+    deserialize = handler.request_deserializer
     return factory(
         chain.serve,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=deserialize if handler.request_streaming or not deserialize else _tolerant(deserialize),
         response_serializer=handler.response_serializer,
     )
+
+
+_MALFORMED = object()
+"""Stands for a request that is no message of its type."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """What reads requests, and leaves the refusal of what is none to the chain: gRPC would call it a fault of ours."""
+
+    def read(raw: bytes) -> Any:
+        try:
+            return deserialize(raw)
+        except DecodeError:
+            return _MALFORMED
+
+    return read
 
 
 class _Chain:
@@ -183,6 +201,8 @@ class _Chain:
         try:
             if self._registry.secret is not None:
                 call.caller = _authenticate(self._registry.secret, metadata)
+            if request is _MALFORMED:
+                raise InvalidConfig(f"the request is no message that {self._path} takes")
             for interceptor in self._registry.interceptors:
                 await interceptor(call)
             if (guard := self._registry.guard) is not None:
