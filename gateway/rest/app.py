@@ -245,7 +245,7 @@ class RestApp:
         try:
             document: bytes = (await _unless_gone(call, receive)).document
         except SkerryError as error:
-            return Answer(200, dump(refused(shown_error(error))), [])
+            return Answer(200, dump(refused(shown_error(error))), refusal(error).headers)
         return Answer(200, document, _unreachable(await call.trailing_metadata()))
 
     def _health(self, verb: str) -> Answer:

@@ -329,6 +329,7 @@ async def test_without_a_known_token_nothing_is_answered(region: TestRegion) -> 
         answer = await region.call("POST", "/graphql", {"query": "{ viewer { __typename } }"}, token=token)
         assert (answer.status, answer.json["data"]) == (200, None)
         assert answer.json["errors"][0]["extensions"]["code"] == "UNAUTHORIZED"
+        assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_only_post_is_taken(region: TestRegion) -> None:
