@@ -67,6 +67,7 @@ _BY_BEGINNING: Final = {
     "Simulate": Importance.LIST,
     "Execute": Importance.LIST,
     "Get": Importance.GET,
+    "Locate": Importance.GET,
     "Delete": Importance.RELIEF,
 }
 _LONG: Final = frozenset({"WaitMachine", "WatchMachines", "ExecMachine"})

@@ -107,6 +107,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "/skerry.machines.v1.Releases/GetCurrentRelease": Right.READ,
     "/skerry.machines.v1.Organizations/GetOrganization": Right.READ,
     "/skerry.machines.v1.GraphQL/Execute": Right.READ,
+    "/skerry.machines.v1.Cells/LocateApp": Right.READ,
 }
 """The right that a method needs. Where a field of the request asks for more, the method calls `insist_on`."""
 

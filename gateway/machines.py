@@ -23,6 +23,7 @@ from skerry.types.v1.spec_pb2 import SecretsUse
 
 from gateway.apps import Apps
 from gateway.capacity import no_capacity
+from gateway.cells import AppCells
 from gateway.leases import new_lease, shown_nonce, ttl_violation
 from gateway.mounts import fill_mount, find_volume, volume_of_update
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
@@ -75,6 +76,7 @@ class Surroundings:
     regions: RegionMap
     routing: Routing
     apps: Apps
+    cells: AppCells
     secrets: Secrets
     store: MachineStoreAsyncStub
     volumes: VolumeStoreAsyncStub

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from skerry.machines.v1 import (
+    cells_pb2,
     graphql_pb2,
     machines_pb2,
     organizations_pb2,
@@ -23,6 +24,7 @@ PUBLIC_SERVICES: tuple[ServiceDescriptor, ...] = (
     releases_pb2.DESCRIPTOR.services_by_name["Releases"],
     organizations_pb2.DESCRIPTOR.services_by_name["Organizations"],
     graphql_pb2.DESCRIPTOR.services_by_name["GraphQL"],
+    cells_pb2.DESCRIPTOR.services_by_name["Cells"],
 )
 """The gRPC services of the public door, besides health and reflection."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Never
 
 import grpc
 from skerry.machines.v1 import machines_pb2 as api
+from skerry.machines.v1.cells_pb2_grpc import CellsStub
 from skerry.machines.v1.graphql_pb2_grpc import GraphQLStub
 from skerry.machines.v1.machines_pb2_grpc import MachinesStub
 from skerry.machines.v1.platform_pb2_grpc import PlatformStub
@@ -46,6 +47,7 @@ _STUBS: Mapping[str, Callable[[grpc.aio.Channel], Any]] = {
     "Platform": PlatformStub,
     "Releases": ReleasesStub,
     "GraphQL": GraphQLStub,
+    "Cells": CellsStub,
 }
 """The public services that requests may belong to another cell of, by name."""
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import grpc
 from skerry.converter.v1.converter_pb2_grpc import ConfigConverterStub
 from skerry.machines.v1 import (
+    cells_pb2_grpc,
     graphql_pb2_grpc,
     machines_pb2_grpc,
     organizations_pb2_grpc,
@@ -23,6 +24,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerStub
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreStub
+from skerry.store.v1.cell_store_pb2_grpc import CellStoreStub
 from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreStub
 from skerry.store.v1.store_pb2_grpc import MachineStoreStub
 from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreStub
@@ -32,6 +34,7 @@ from gateway import inside, leases, lifecycle, machines, metadata
 from gateway.apps import Apps, Catalog
 from gateway.auth import Tokens, access
 from gateway.batch import create_machines
+from gateway.cells import AppCells, CellsService
 from gateway.dry_run import dry_run_creation, dry_run_update
 from gateway.fleet import Fleet
 from gateway.graphql.service import GraphQLService
@@ -115,12 +118,15 @@ class GatewayService:
         centre = CentralSyncStub(central_sync) if central_sync is not None else None
         self._apps = apps = Apps(self._store, self._catalog, cell=cell, clock=clock, random=random, central_sync=centre)
         secrets = Secrets(apps, CatalogStoreStub(store), central_sync=centre, keyring=keyring)
+        cells = AppCells(apps, CellStoreStub(store), self._routing, regions)
+        self._cells = CellsService(cells)
         around = machines.Surroundings(
             cell=cell,
             region=self._routing.region,
             regions=regions,
             routing=self._routing,
             apps=apps,
+            cells=cells,
             secrets=secrets,
             store=self._store,
             volumes=VolumeStoreStub(store),
@@ -184,6 +190,7 @@ class GatewayService:
         platform_pb2_grpc.add_PlatformServicer_to_server(self._platform, registry)
         volumes_pb2_grpc.add_VolumesServicer_to_server(self._volumes, registry)
         graphql_pb2_grpc.add_GraphQLServicer_to_server(self._graphql, registry)
+        cells_pb2_grpc.add_CellsServicer_to_server(self._cells, registry)
         organizations_pb2_grpc.add_OrganizationsServicer_to_server(OrganizationsService(self._catalog), registry)
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -296,7 +303,7 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         return api.DeleteAppResponse()
 
     async def CreateMachine(self, request: api.CreateMachineRequest, context: object) -> api.CreateMachineResponse:
-        if (peer := self._around.routing.by_region(request.region)) is not None:
+        if (peer := await self._around.cells.peer_of(request.app_name, request.region)) is not None:
             forwarded: api.CreateMachineResponse = await peer.call("CreateMachine", request)
             return forwarded
         key = _metadata("idempotency-key")
@@ -318,7 +325,7 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
     async def WatchMachines(
         self, request: api.WatchMachinesRequest, context: object
     ) -> AsyncIterator[api.WatchMachinesResponse]:
-        peer = self._around.routing.by_region(request.region)
+        peer = await self._around.cells.peer_of(request.app_name, request.region)
         if peer is not None:
             responses = peer.stream("WatchMachines", request, LONGEST_WATCH_SECONDS)
         else:

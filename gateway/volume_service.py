@@ -55,7 +55,10 @@ class VolumesService(volumes_pb2_grpc.VolumesServicer):
         routing = self.around.routing
         begins_with = request.source_volume_id or request.snapshot_id
         by_source = begins_with and not request.region
-        peer = routing.by_machine(begins_with) if by_source else routing.by_region(request.region)
+        if by_source:
+            peer = routing.by_machine(begins_with)
+        else:
+            peer = await self.around.cells.peer_of(request.app_name, request.region)
         if peer is not None:
             forwarded: api.CreateVolumeResponse = await peer.call("CreateVolume", request, service=SERVICE)
             return forwarded

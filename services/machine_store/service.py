@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 from skerry.store.v1 import (
     catalog_store_pb2_grpc,
+    cell_store_pb2_grpc,
     plan_store_pb2_grpc,
     release_store_pb2_grpc,
     store_pb2_grpc,
@@ -21,6 +22,8 @@ from services.machine_store import schema
 from services.machine_store.batch import BatchWriter
 from services.machine_store.catalog import Catalog
 from services.machine_store.catalog_service import CatalogStoreService
+from services.machine_store.cell_service import CellStoreService
+from services.machine_store.cells import AppCells
 from services.machine_store.conversions import Conversions
 from services.machine_store.database import Database, is_away
 from services.machine_store.events import Events
@@ -95,6 +98,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
         self._catalog_store = CatalogStoreService(Replica(self._database, events=events), cell)
         self._volume_store = VolumeStoreService(Volumes(self._database, clock=clock))
+        self._cell_store = CellStoreService(AppCells(self._database, clock=clock))
         self._release_store = ReleaseStoreService(Releases(self._database, clock=clock))
 
     def register(self, registry: Registry) -> None:
@@ -104,6 +108,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         catalog_store_pb2_grpc.add_CatalogStoreServicer_to_server(self._catalog_store, registry)
         volume_store_pb2_grpc.add_VolumeStoreServicer_to_server(self._volume_store, registry)
         release_store_pb2_grpc.add_ReleaseStoreServicer_to_server(self._release_store, registry)
+        cell_store_pb2_grpc.add_CellStoreServicer_to_server(self._cell_store, registry)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Migrate, then write and follow the log until cancelled; calls `ready` when it has caught up."""

@@ -38,7 +38,7 @@ READS = {
     "ListApps", "GetApp", "ListMachines", "WatchMachines", "GetMachine", "WaitMachine", "ListMachineEvents",
     "GetMachineLease", "GetMachineMetadata", "GetMachineMetadataEntry", "ListMachineVersions", "ListVolumes",
     "GetVolume", "ListSnapshots", "ListSecrets", "GetSecret", "ListRegions", "SimulatePlacements", "ListIPAssignments",
-    "ListReleases", "GetCurrentRelease", "GetOrganization", "Execute",
+    "ListReleases", "GetCurrentRelease", "GetOrganization", "Execute", "LocateApp",
 }  # fmt: skip
 CHANGES = {
     "CreateMachine", "UpdateMachine", "DeleteMachine", "StartMachine", "StopMachine", "RestartMachine", "SignalMachine",
