@@ -87,7 +87,7 @@ def no_capacity(region: str, need: Resources, placed: PlaceResponse) -> NoCapaci
 
 
 def nearest_guest(need: Resources, free: Resources) -> Mapping[str, float]:
-    """The largest machine up to `need` that fits into `free`: its cpus, memory_mb, gpus and disk_gb, where asked for.
+    """The largest machine up to `need` that fits into `free`: its cpus, memory_mb and gpus, where asked for, and disk_gb if less.
 
     Empty when no machine of that kind fits, however small.
     """
@@ -105,7 +105,7 @@ def nearest_guest(need: Resources, free: Resources) -> Mapping[str, float]:
             return {}
     if _gpus(need):
         guest["gpus"] = _gpus(free)
-    if need.disk_bytes:
+    if free.disk_bytes < need.disk_bytes:
         guest["disk_gb"] = free.disk_bytes / (1 << 30)
     return guest
 
@@ -113,7 +113,7 @@ def nearest_guest(need: Resources, free: Resources) -> Mapping[str, float]:
 def _guest(need: Resources, guest: Mapping[str, float]) -> str:
     kind = "performance" if need.performance_cpu_millicores else "shared"
     forms = {"cpus": f"{kind} CPUs", "memory_mb": "MB of memory", "gpus": "GPUs", "disk_gb": "GB of disk"}
-    return ", ".join(f"{amount:g} {forms[name]}" for name, amount in guest.items())
+    return ", ".join(f"{amount:g} {forms[name]}" if amount else f"no {forms[name]}" for name, amount in guest.items())
 
 
 def _constraint(placed: PlaceResponse) -> str:

@@ -17,6 +17,7 @@ from skerry.worker.v1 import worker_pb2 as worker
 from skerry.worker.v1.worker_pb2_grpc import WorkerStub
 
 from gateway.fleet import Fleet
+from gateway.leases import check_lease
 from gateway.machines import Surroundings, no_machine
 from gateway.names import is_machine_id
 from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, Violation, WrongState
@@ -119,10 +120,11 @@ async def list_processes(
 async def signal_machine(around: Surroundings, workers: WorkerChannels, request: api.SignalMachineRequest) -> None:
     """Send a signal to the processes of a machine that runs.
 
-    Raises NotFound, WrongState, InvalidConfig, DependencyDown naming the worker.
+    Raises NotFound, LeaseHeld, WrongState, InvalidConfig, DependencyDown naming the worker.
     """
     number = signal_number(request.signal)
     machine = await _running(around, request.app_name, request.machine_id, "signal")
+    check_lease(machine)
     call = worker.SendSignalRequest(machine_id=machine.id, signal=number)
     await _ask(workers, machine, "SendSignal", call, CALL_SECONDS)
 

@@ -11,7 +11,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
 
 from gateway.auth import Right, current_principal, insist_on
-from services.runtime.errors import InvalidConfig, NotFound, Violation
+from services.runtime.errors import InvalidConfig, LeaseHeld, NotFound, Violation
 from services.runtime.registry import current_call
 
 if TYPE_CHECKING:
@@ -35,6 +35,21 @@ def ttl_violation(field: str, seconds: int) -> Violation | None:
     if 0 <= seconds <= LONGEST_SECONDS:
         return None
     return Violation(field, f"must be 1..{LONGEST_SECONDS} seconds")
+
+
+def check_lease(machine: store.MachineRecord) -> None:
+    """Raise LeaseHeld when somebody else than the caller holds a lease on a machine that the store has just shown.
+
+    For what changes nothing that the store keeps; of the rest it judges itself.
+    """
+    lease = machine.lease
+    if machine.HasField("lease") and lease.nonce != shown_nonce():
+        until = lease.expires_at.ToJsonString()[:19] + "Z"
+        raise LeaseHeld(
+            f"machine {machine.id} is leased by {lease.owner or 'somebody'} until {until}: "
+            f"send the lease's nonce as {NONCE_KEY}, or wait",
+            metadata={"machine_id": machine.id, "owner": lease.owner, "expires_at": until},
+        )
 
 
 def new_lease(random: Random, seconds: int, description: str = "") -> store.NewLease:

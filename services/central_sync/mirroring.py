@@ -112,6 +112,13 @@ def _machine(record: MachineRecord) -> dict[str, Any]:
     }
     if record.HasField("config"):
         payload["config"] = public_json(record.config)
+    if record.HasField("lease"):
+        # Without its nonce, which is nobody's business but its holder's.
+        payload["lease"] = {
+            "owner": record.lease.owner,
+            "description": record.lease.description,
+            "expires_at": record.lease.expires_at.ToJsonString(),
+        }
     return payload
 
 

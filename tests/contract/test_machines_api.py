@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from skerry.machines.v1 import machines_pb2 as api
+from skerry.store.v1 import store_pb2 as store
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_STARTED, MACHINE_STATE_SUSPENDED
 from typer.testing import CliRunner, Result
@@ -20,6 +22,7 @@ from services.cli.main import app as cli
 from services.runtime.errors import (
     InvalidConfig,
     LeaseHeld,
+    NoCapacity,
     NotFound,
     SkerryError,
     VersionMismatch,
@@ -27,7 +30,7 @@ from services.runtime.errors import (
     WrongState,
 )
 from tests.support import eventually
-from tests.support_gateway import TOKEN, Answer, TestRegion
+from tests.support_gateway import ELSEWHERE, TOKEN, Answer, TestRegion
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -90,6 +93,7 @@ MUTATIONS: list[tuple[str, str, Any]] = [
     ("POST", "", {"config": SLEEPS}),
     ("POST", "/stop", {}),
     ("POST", "/restart", {}),
+    ("POST", "/signal", {"signal": "SIGUSR1"}),
     ("POST", "/suspend", {}),
     ("POST", "/cordon", {}),
     ("POST", "/uncordon", {}),
@@ -142,7 +146,7 @@ async def test_a_leased_machine_is_changed_by_its_holder_alone(lively_region: Te
             assert "developer" in refused.json["error"], "it names the holder"
             assert " until 2" in refused.json["error"], "and the expiry"
     assert await at.get() == before
-    for verb, path, body in MUTATIONS[4:8]:
+    for verb, path, body in MUTATIONS[5:9]:
         assert (await at.call(verb, path, body, nonce=nonce)).status in (200, 204), (verb, path)
     assert (await at.call("POST", "/stop", {}, nonce=nonce)).status == 200
     await at.reaches("stopped")
@@ -532,6 +536,77 @@ async def test_a_waiter_wakes_within_20_ms_of_the_event(lively_region: TestRegio
         late.append(await woken - stopped["timestamp"] / 1000)
     print(f"waiters woke after {', '.join(f'{seconds * 1000:.1f}' for seconds in late)} ms")
     assert statistics.median(late) < 0.02, "from when it happened to the answer over REST, with the commit in between"
+
+
+# What users of such APIs complain about
+
+
+async def test_a_capacity_error_is_known_by_its_reason_and_names_constraint_and_what_would_fit(
+    lively_region: TestRegion,
+) -> None:
+    at = await machine(lively_region, launch=False)
+    machines, path = lively_region.machines, f"/v1/apps/{at.app}/machines"
+    large = {"config": {**SLEEPS, "guest": {"cpu_kind": "shared", "cpus": 8, "memory_mb": 8192}}, "skip_launch": True}
+    fillers = []
+    while (create := await lively_region.call("POST", path, large)).status == 200:
+        fillers.append(create.json["id"])
+    try:
+        update = await at.call("POST", "", large)
+        for answer in (create, update):
+            assert (answer.status, answer.json["status"]) == (422, "insufficient_capacity")
+            assert re.search(r"too little (shared CPU|memory) \(needed .*, most free .*\)", answer.json["error"])
+        assert "The nearest that would fit: " in update.json["error"]
+        with pytest.raises(NoCapacity) as refused:
+            await machines.CreateMachine(
+                api.CreateMachineRequest(app_name=at.app, config=_config(8, 8192)), metadata=BEARER
+            )
+        assert refused.value.metadata["constraint"] in ("shared_cpu", "memory")
+        with pytest.raises(NoCapacity) as refused:
+            await machines.UpdateMachine(api.UpdateMachineRequest(**at.who, config=_config(8, 8192)), metadata=BEARER)
+        named = refused.value.metadata
+        nearest = _config(int(named["nearest_cpus"]), int(named["nearest_memory_mb"]))
+        assert nearest.guest.cpus < 8
+        # What is said to fit does fit, also where the machine is already.
+        await machines.UpdateMachine(api.UpdateMachineRequest(**at.who, config=nearest), metadata=BEARER)
+        # A machine that is stopped keeps its room, so starting it needs none.
+        assert (await at.call("POST", "/start")).status == 200
+        await at.reaches("started")
+    finally:
+        for each in (at.id, *fillers):
+            assert (await lively_region.call("DELETE", f"{path}/{each}?force=true")).status == 200
+            await lively_region.call("GET", f"{path}/{each}/wait?state=destroyed&timeout=20")
+
+
+def _config(cpus: int, memory_mb: int) -> MachineConfig:
+    config = MachineConfig(image="busybox")
+    config.init.exec.extend(["/bin/sleep", "3600"])
+    config.guest.cpu_kind, config.guest.cpus, config.guest.memory_mb = "shared", cpus, memory_mb
+    return config
+
+
+async def test_a_machine_that_waits_says_what_it_waits_for(lively_region: TestRegion) -> None:
+    app = await lively_region.app()
+    # The dedicated worker never starts anything.
+    guest = {"cpu_kind": "performance", "cpus": 1, "memory_mb": 2048, "host_dedication_id": ELSEWHERE}
+    made = await lively_region.machine(app, config={**SLEEPS, "guest": guest}, skip_launch=False)
+    assert "reason" not in made
+    at = At(lively_region, app, made)
+    record = (await lively_region.store.GetMachine(store.GetMachineRequest(machine_id=at.id))).machine
+    await lively_region.store.ExplainDelay(
+        store.ExplainDelayRequest(
+            machine_id=at.id,
+            expected_generation=record.generation,
+            expected_state=record.state,
+            reason=f"it waits for worker {record.worker_id}, which can be reached and has not started it yet",
+        )
+    )
+    shown = await at.get()
+    assert shown["reason"] == (
+        f"it waits for worker {record.worker_id}, which can be reached and has not started it yet"
+    )
+    assert (await at.events())[0] == ("delay", shown["reason"], "flyd")
+    await lively_region.worker.started(at.id)
+    assert "reason" not in await at.get()
 
 
 # What does not exist

@@ -329,7 +329,8 @@ async def test_nothing_has_room_says_why(region: TestRegion) -> None:
     assert (answer.status, answer.json["status"]) == (422, "insufficient_capacity")
     assert answer.json["error"] == (
         "no worker of region syd has room for this machine: of 1 workers, 1 too few GPUs of that kind "
-        "(needed 1, most free 0). Ask for less, or for another region"
+        "(needed 1, most free 0). The nearest that would fit: 16 performance CPUs, 32768 MB of memory, no GPUs; "
+        "or ask for another region"
     )
 
 

@@ -80,6 +80,36 @@ async def test_any_gateway_creates_reads_and_changes_machines_of_every_region(re
     assert answer.json["state"] in ("destroying", "destroyed")
 
 
+async def test_a_machine_is_known_to_every_gateway_the_moment_its_creation_is_answered(
+    regions: Regions, app: str
+) -> None:
+    calls: list[tuple[str, str, object]] = [
+        ("GET", "", None),
+        ("GET", "/events", None),
+        ("GET", "/wait?state=created", None),
+        ("GET", "/metadata", None),
+        ("POST", "/metadata/k", {"value": "v"}),
+        ("POST", "/lease?ttl=1", None),
+    ]
+    for to in regions:
+        for verb, path, body in calls:
+            for via in regions.values():
+                made = await regions["syd"].call("POST", f"/v1/apps/{app}/machines", {**BODY, "region": to})
+                answer = await via.call(verb, f"/v1/apps/{app}/machines/{made.json['id']}{path}", body)
+                assert answer.status in (200, 201, 204), (to, verb, path, answer)
+
+
+async def test_a_lease_that_was_taken_through_one_gateway_holds_at_every_other(regions: Regions, app: str) -> None:
+    made = await regions["syd"].call("POST", f"/v1/apps/{app}/machines", {**BODY, "region": "iad"})
+    path = f"/v1/apps/{app}/machines/{made.json['id']}"
+    nonce = (await regions["syd"].call("POST", f"{path}/lease?ttl=60")).json["data"]["nonce"]
+    for via in regions.values():
+        assert (await via.call("GET", f"{path}/lease")).json["data"]["nonce"] == nonce
+        assert (await via.call("POST", f"{path}/cordon")).json["status"] == "lease_held"
+        held = await via.call("POST", f"{path}/cordon", headers={"fly-machine-lease-nonce": nonce})
+        assert held.status == 200, "the nonce goes with the forwarded call"
+
+
 async def test_without_a_region_a_machine_is_where_it_was_asked_for(regions: Regions, app: str) -> None:
     for code, via in regions.items():
         assert (await via.machine(app))["region"] == code

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skerry.handover.v1.plan_pb2 import PART_MODE_LOCAL, PartPlan, Plan
 from skerry.store.v1.release_pb2 import RELEASE_STATUS_COMPLETE, RELEASE_STATUS_RUNNING, ReleaseRecord
-from skerry.store.v1.store_pb2 import AppRecord, Change, MachineRecord, WorkerRecord
+from skerry.store.v1.store_pb2 import AppRecord, Change, Lease, MachineRecord, WorkerRecord
 from skerry.store.v1.volume_store_pb2 import VOLUME_STATE_CREATED, VOLUME_STATE_DESTROYED, VolumeRecord
 from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import HOST_STATUS_OK, MACHINE_STATE_DESTROYED, MACHINE_STATE_STARTED
@@ -50,6 +50,15 @@ def test_a_machine_goes_up_with_its_public_configuration() -> None:
     assert event.payload is not None
     assert (event.payload["state"], event.payload["app_id"]) == ("started", "a1")
     assert event.payload["config"] == {"image": "nginx"}
+
+
+def test_a_lease_goes_up_without_its_nonce() -> None:
+    change = machine(1)
+    change.machine.lease.CopyFrom(Lease(nonce="n1", owner="ann", description="deploy"))
+    change.machine.lease.expires_at.FromJsonString("2026-11-24T10:00:30Z")
+    (event,) = events_of([change], 0, 1)
+    assert event.payload is not None
+    assert event.payload["lease"] == {"owner": "ann", "description": "deploy", "expires_at": "2026-11-24T10:00:30Z"}
 
 
 def test_a_destroyed_machine_is_gone() -> None:
