@@ -87,9 +87,9 @@ def no_capacity(region: str, need: Resources, placed: PlaceResponse) -> NoCapaci
 
 
 def nearest_guest(need: Resources, free: Resources) -> Mapping[str, float]:
-    """The largest machine up to `need` that fits into `free`: its cpus, memory_mb and gpus, where asked for, and disk_gb if less.
+    """The largest machine up to `need` that fits into `free`: its cpus, memory_mb and gpus, where it asks for them.
 
-    Empty when no machine of that kind fits, however small.
+    Its disk_gb only if that is less than what is needed. Empty when no machine of that kind fits, however small.
     """
     kind = _PERFORMANCE if need.performance_cpu_millicores else _SHARED
     guest: dict[str, float] = {}
