@@ -18,9 +18,8 @@ _STATEMENTS: tuple[str, ...] = (
     CREATE INDEX organizations_with_quota ON catalog_records ((document ->> 'slug'))
     WHERE kind = 5 AND NOT deleted AND document -> 'limits' ? 'max_machines'
     """,
+    # What is counted where there is a bound: the machines of each app are in machines_name.
     "CREATE INDEX apps_of_organization ON apps (organization_slug)",
-    # What is counted where there is a bound.
-    "CREATE INDEX machines_counted ON machines (app_id) WHERE state <> 10",
 )
 
 
