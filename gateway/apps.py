@@ -31,6 +31,8 @@ ORGANIZATIONS = {
 }
 """Organizations by their short names that are there without a centre."""
 DEFAULT_NETWORK = "default"
+DEPLOYED = "deployed"
+"""Status of an app that has machines."""
 RETRY_AFTER_SECONDS = 1.0
 
 
@@ -308,7 +310,7 @@ class Apps:
 def status_of(machine_count: int, *, was_deployed: bool) -> str:
     """The status of an app: pending before its first machine or release, deployed while it has machines."""
     if machine_count:
-        return "deployed"
+        return DEPLOYED
     return "suspended" if was_deployed else "pending"
 
 

@@ -14,8 +14,10 @@ from skerry.store.v1 import catalog_store_pb2, volume_store_pb2
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.catalog_pb2 import OrganizationRecord
 from skerry.store.v1.release_pb2 import ReleaseRecord
+from skerry.types.v1.config_pb2 import MachineConfig
 from strawberry.scalars import JSON
 
+from gateway.apps import DEPLOYED
 from gateway.auth import current_principal
 from gateway.graphql.sources import Sources
 from gateway.lifecycle import get_machine, list_machines
@@ -31,6 +33,8 @@ from services.runtime.ids import cell_of
 from services.runtime.telemetry import log
 
 MIB = 1 << 20
+
+encode_config = encoder_of(MachineConfig.DESCRIPTOR)
 
 _RELEASES_ELSEWHERE = """
 query($app: String!, $first: Int!) { app(name: $app) { releasesUnprocessed(first: $first) { nodes {
@@ -55,6 +59,7 @@ class RegionReads:
         """Codes of the regions that did not answer, in the order in which that was found out."""
         self._around = sources.around
         self._catalog = sources.catalog
+        self._statuses: dict[str, str] = {}
         self._machines: dict[str, Sequence[shared.Machine]] = {}
         self._releases: dict[tuple[str, int], Sequence[shared.ReleaseUnprocessed]] = {}
 
@@ -96,10 +101,12 @@ class RegionReads:
 
     async def status_of(self, app: shared.App) -> str:
         """As the region has it; an app whose machines are all elsewhere is deployed too."""
-        shown = await self._around.apps.get(app.name)
-        if shown.status != "deployed" and any(machine.state != "destroyed" for machine in await self.machines_of(app)):
-            return "deployed"
-        return shown.status
+        if app.name not in self._statuses:
+            status = (await self._around.apps.get(app.name)).status
+            if status != DEPLOYED and await self.machines_of(app):
+                status = DEPLOYED
+            self._statuses[app.name] = status
+        return self._statuses[app.name]
 
     async def machine(self, machine_id: str) -> shared.Machine:
         if not is_machine_id(machine_id):
@@ -131,7 +138,8 @@ class RegionReads:
 
     async def machines_of(self, app: shared.App) -> Sequence[shared.Machine]:
         if app.name not in self._machines:
-            listed = await list_machines(self._around, machines_api.ListMachinesRequest(app_name=app.name))
+            request = machines_api.ListMachinesRequest(app_name=app.name, limit=shared.MOST_MACHINES)
+            listed = await list_machines(self._around, request)
             self.unreachable |= dict.fromkeys(listed.unreachable)
             self._machines[app.name] = [_machine(each, app.name) for each in listed.machines]
         return self._machines[app.name]
@@ -315,8 +323,7 @@ def _organization(record: OrganizationRecord) -> shared.Organization:
 
 
 def _machine(machine: machines_api.Machine, app_name: str) -> shared.Machine:
-    encode = encoder_of(machines_api.Machine.DESCRIPTOR)
-    shown = json.loads(orjson.dumps(encode(machine)))
+    config = json.loads(orjson.dumps(encode_config(machine.config)))
     return shared.Machine(
         record=app_name,
         address=machine.private_ip,
@@ -325,7 +332,7 @@ def _machine(machine: machines_api.Machine, app_name: str) -> shared.Machine:
         state=STATE_NAMES.get(machine.state, ""),
         region=machine.region,
         instance_id=machine.instance_id,
-        config=JSON(shown.get("config", {})),
+        config=JSON(config),
         created_at=encode_timestamp(machine.created_at),
         updated_at=encode_timestamp(machine.updated_at),
         host=shared.Host(id=strawberry.ID(_host_of(machine))),

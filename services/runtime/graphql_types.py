@@ -20,6 +20,8 @@ from services.runtime.regions import Region as RegionRecord
 
 PLATFORM_VERSION = "machines"
 DEFAULT_REGISTRY = "docker.io"
+MOST_MACHINES = 1000
+"""Machines that are shown of an app."""
 MOST_RELEASES = 100
 """Releases that are shown of an app."""
 
@@ -407,9 +409,9 @@ class App:
     async def regions(self, info: Info) -> list[Region]:
         return list(await info.context.regions_of(self))
 
-    @field("Its machines in all regions.")
+    @field("Its machines in all regions, the oldest thousand.")
     async def machines(self, info: Info) -> MachineConnection:
-        return MachineConnection(nodes=list(await info.context.machines_of(self)))
+        return MachineConnection(nodes=list(await info.context.machines_of(self))[:MOST_MACHINES])
 
     @field("The newest release; null before the first.")
     async def current_release(self, info: Info) -> Release | None:
