@@ -18,6 +18,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.scheduler.v1.scheduler_pb2 import PlaceRequest
 from skerry.store.v1 import store_pb2 as store
 from skerry.store.v1.volume_store_pb2 import VolumeRecord
+from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.resources_pb2 import Resources
 from skerry.types.v1.spec_pb2 import SecretsUse
 
@@ -28,6 +29,7 @@ from gateway.leases import new_lease, shown_nonce, ttl_violation
 from gateway.mounts import fill_mount, find_volume, volume_of_update
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
+from gateway.rest.codec import is_json
 from gateway.retrying import Retries
 from gateway.routing import Routing
 from gateway.saga import Saga, Step
@@ -141,6 +143,7 @@ class Update(Version):
 async def check_creation(creation: Creation) -> None:
     """Note what is wrong with the request beside its configuration; the converter adds the rest."""
     _check_name(creation)
+    _check_unknown_members(creation)
     _check_region(creation)
     if (violation := ttl_violation("lease_ttl", creation.request.lease_ttl)) is not None:
         creation.violations.append(violation)
@@ -151,6 +154,7 @@ async def check_creation(creation: Creation) -> None:
 async def check_update(update: Update) -> None:
     """The same for an update."""
     _check_name(update)
+    _check_unknown_members(update)
     if not is_machine_id(update.request.machine_id):
         raise no_machine(update.request.machine_id, update.request.app_name)
 
@@ -547,6 +551,15 @@ def _check_name(version: Version) -> None:
     name = version.request.name
     if name and not is_machine_name(name):
         version.violations.append(Violation("name", MACHINE_NAME_RULE))
+
+
+def _check_unknown_members(version: Version) -> None:
+    """They are returned as they are: each must be a member of the configuration that JSON can have and no field is."""
+    for name, text in version.request.config.unknown_members.items():
+        if name in MachineConfig.DESCRIPTOR.fields_by_name:
+            version.violations.append(Violation(f"config.{name}", "is known: it must be given as the field that it is"))
+        elif not is_json(text):
+            version.violations.append(Violation(f"config.{name[:64]}", "must be the JSON text of a value"))
 
 
 def _check_region(version: Version) -> None:

@@ -58,6 +58,15 @@ def invalid(violations: Sequence[Violation]) -> InvalidConfig:
     return InvalidConfig(text, violations=violations)
 
 
+def is_json(text: str) -> bool:
+    """Whether the text is a JSON value that can be written into an answer as it is."""
+    try:
+        parse(text.encode())
+    except (InvalidConfig, UnicodeEncodeError):
+        return False
+    return bool(text.strip())
+
+
 def parse(body: bytes) -> Any:
     """The JSON value of `body`; None for an empty one.
 

@@ -17,9 +17,14 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Value
 from skerry.types.v1.annotations_pb2 import JSON_RULE_UNKNOWN_MEMBERS, json_rule
 
+from services.runtime.errors import InvalidConfig, Violation
+
 
 def public_json(message: Message) -> dict[str, Any]:
-    """The JSON object of `message`, which holds what is set in it and nothing else."""
+    """The JSON object of `message`, which holds what is set in it and nothing else.
+
+    Raises InvalidConfig for a member that no field has and whose text is no JSON.
+    """
     members: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
     for field, value in message.ListFields():
@@ -31,8 +36,16 @@ def public_json(message: Message) -> dict[str, Any]:
         elif kind is _Kind.MAP:
             members[field.name] = dict(value) if one is None else {name: one(entry) for name, entry in value.items()}
         else:
-            unknown = {name: json.loads(text) for name, text in value.items()}
+            unknown = {name: _value_of(name, text) for name, text in value.items()}
     return {**unknown, **members}
+
+
+def _value_of(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        why = "is not the JSON of a value"
+        raise InvalidConfig(f"{name[:64]} {why}", violations=[Violation(name[:64], why)]) from None
 
 
 class _Kind(Enum):

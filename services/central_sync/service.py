@@ -29,7 +29,7 @@ from services.central_sync.settings import CentralSyncSettings
 from services.central_sync.tokens import Tokens
 from services.runtime.clock import Clock
 from services.runtime.duty import Duty, LeadTimes
-from services.runtime.errors import SkerryError
+from services.runtime.errors import InvalidConfig, SkerryError, Violation
 from services.runtime.sealing import Keyring
 from services.runtime.tasks import run_forever
 from services.runtime.telemetry import log
@@ -185,7 +185,7 @@ class CentralSyncService(CentralSyncServicer):
             request.organization_slug,
             app=request.app_name,
             scope=request.scope or "all",
-            expires_at=request.expires_at.ToMicroseconds() / 1e6 if request.HasField("expires_at") else None,
+            expires_at=_moment(request.expires_at) if request.HasField("expires_at") else None,
         )
         response = pb.CreateTokenResponse(token=token.token, id=token.id)
         if token.expires_at is not None:
@@ -276,3 +276,12 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration
+
+
+def _moment(at: Timestamp) -> float:
+    """A moment, in unix seconds. Raises InvalidConfig of `expires_at` for what is none."""
+    try:
+        return at.ToMicroseconds() / 1e6
+    except ValueError as error:
+        why = f"is no moment: {error}"
+        raise InvalidConfig(f"expires_at {why}", violations=[Violation("expires_at", why)]) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Never
 
 from skerry.store.v1.release_pb2 import (
     RELEASE_STATUS_COMPLETE,
@@ -65,6 +67,7 @@ class Releases:
             idempotency_key=request.idempotency_key,
         )
         check_text(MOST_DOCUMENT_BYTES, definition_json=request.definition_json)
+        _check_json("definition_json", request.definition_json)
         row = await self._database.fetchrow(
             _SQL["create_release"],
             request.release_id,
@@ -88,6 +91,7 @@ class Releases:
         if request.status not in TRANSITIONS:
             raise _wrong("status", "is missing")
         check_text(MOST_DOCUMENT_BYTES, metadata_json=request.metadata_json)
+        _check_json("metadata_json", request.metadata_json)
         for _ in range(MOST_TIMES_TRIED):
             release = await self.get(request.release_id)
             if request.status not in TRANSITIONS[release.status]:
@@ -150,6 +154,19 @@ def status_name(status: ReleaseStatus.ValueType) -> str:
 
 def _moment(at: datetime | str) -> datetime:
     return datetime.fromisoformat(at) if isinstance(at, str) else at
+
+
+def _check_json(field: str, text: str) -> None:
+    """Raise InvalidConfig, naming the field, for text that whoever reads it could not: it may be empty."""
+    try:
+        if text:
+            json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise _wrong(field, "is not JSON") from None
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _wrong(field: str, why: str) -> InvalidConfig:

@@ -173,7 +173,8 @@ def _mounts(controllers: str) -> Iterable[str]:
 
 async def _feed(process: Process, stdin: bytes) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(ConnectionError):
+    # A command that does not read may have ended before; uvloop calls writing to what is closed then a RuntimeError.
+    with contextlib.suppress(ConnectionError, RuntimeError):
         process.stdin.write(stdin)
         await process.stdin.drain()
     process.stdin.close()

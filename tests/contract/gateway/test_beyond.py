@@ -14,7 +14,7 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
 from skerry.types.v1.config_pb2 import MachineConfig
 
-from services.runtime.errors import RevisionTooOld
+from services.runtime.errors import InvalidConfig, RevisionTooOld
 from tests.support import eventually
 from tests.support_gateway import TOKEN, TestRegion
 
@@ -304,3 +304,21 @@ async def test_a_watch_over_grpc_is_the_same(region: TestRegion) -> None:
             metadata=(("authorization", f"Bearer {TOKEN}"),),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("new", "nonsense"), ("new", ""), ("new", '{"a": 1} , "id": 2'), ("image", '"x"')]
+)
+async def test_members_that_nothing_knows_must_be_json_of_their_own(region: TestRegion, name: str, text: str) -> None:
+    app = await region.app()
+    request = api.CreateMachineRequest(
+        app_name=app, config=MachineConfig(image="busybox", unknown_members={name: text})
+    )
+    with pytest.raises(InvalidConfig) as refused:
+        await region.machines.CreateMachine(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
+    assert refused.value.violations[0].field == f"config.{name}"
+    request.config.unknown_members.clear()
+    request.config.unknown_members["new"] = '{"deep": [1, null]}'
+    created = await region.machines.CreateMachine(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
+    shown = (await region.call("GET", f"/v1/apps/{app}/machines/{created.machine.id}")).json
+    assert shown["config"]["new"] == {"deep": [1, None]}
