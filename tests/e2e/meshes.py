@@ -115,9 +115,11 @@ class RunningMesh:
             headers={"authorization": f"Bearer {endpoints['token']}", **(headers or {})},
         )
 
-    def ok(self, method: str, path: str, body: Any = None, *, door: int = 0) -> Any:
+    def ok(
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None, door: int = 0
+    ) -> Any:
         """The parsed answer of a request that must succeed."""
-        answer = self.request(method, path, body, door=door)
+        answer = self.request(method, path, body, headers=headers, door=door)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 

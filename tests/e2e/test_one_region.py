@@ -101,6 +101,26 @@ async def test_a_machine_answers_on_its_port_survives_kill_9_of_its_region_and_i
     assert mesh.ok("GET", MACHINES) == []
 
 
+async def test_a_lease_and_a_suspended_machine_survive_kill_9_of_everything(mesh: RunningMesh, marker: str) -> None:
+    machine = mesh.ok("POST", MACHINES, {"config": environment(marker), "lease_ttl": 600})
+    path, holder = f"{MACHINES}/{machine['id']}", {"fly-machine-lease-nonce": machine["nonce"]}
+    mesh.ok("GET", f"{path}/wait?state=started&timeout=20")
+    mesh.ok("POST", f"{path}/suspend", headers=holder)
+    mesh.ok("GET", f"{path}/wait?state=suspended&timeout=20")
+    [pid] = running_with(marker)["here"]
+    postmaster = mesh.postmaster()
+    for each in (mesh.pid, postmaster):
+        kill_9(each)
+    mesh.up()
+    assert running_with(marker)["here"] == [pid]
+    assert mesh.ok("GET", path)["state"] == "suspended"
+    assert mesh.ok("GET", f"{path}/lease")["data"]["nonce"] == machine["nonce"]
+    assert mesh.request("POST", f"{path}/start").status_code == 409
+    mesh.ok("POST", f"{path}/start", headers=holder)
+    mesh.ok("GET", f"{path}/wait?state=started&timeout=20")
+    assert running_with(marker)["here"] == [pid], "it went on as it was"
+
+
 async def test_down_stops_machines_and_the_next_up_starts_those_that_were_asked_to_run(
     mesh: RunningMesh, marker: str
 ) -> None:
