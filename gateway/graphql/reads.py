@@ -28,11 +28,13 @@ from gateway.routing import CALL_SECONDS, LIST_SECONDS, Peer
 from gateway.waits import STATE_NAMES
 from services.runtime import graphql_types as shared
 from services.runtime.addresses import APPS_DOMAIN
-from services.runtime.errors import DependencyDown, NotFound, SkerryError
+from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, SkerryError
 from services.runtime.ids import cell_of
 from services.runtime.telemetry import log
 
 MIB = 1 << 20
+MOST_SHOWN = 5000
+"""Machines that one operation may come to, each time that it asks for them."""
 
 encode_config = encoder_of(MachineConfig.DESCRIPTOR)
 
@@ -59,6 +61,7 @@ class RegionReads:
         """Codes of the regions that did not answer, in the order in which that was found out."""
         self._around = sources.around
         self._catalog = sources.catalog
+        self._shown = 0
         self._statuses: dict[str, str] = {}
         self._machines: dict[str, Sequence[shared.Machine]] = {}
         self._releases: dict[tuple[str, int], Sequence[shared.ReleaseUnprocessed]] = {}
@@ -142,7 +145,11 @@ class RegionReads:
             listed = await list_machines(self._around, request)
             self.unreachable |= dict.fromkeys(listed.unreachable)
             self._machines[app.name] = [_machine(each, app.name) for each in listed.machines]
-        return self._machines[app.name]
+        found = self._machines[app.name]
+        self._shown += len(found)
+        if self._shown > MOST_SHOWN:
+            raise InvalidConfig(f"an operation must not ask for machines that come to more than {MOST_SHOWN}")
+        return found
 
     async def regions_of(self, app: shared.App) -> Sequence[shared.Region]:
         codes = {machine.region for machine in await self.machines_of(app)}

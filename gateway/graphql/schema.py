@@ -23,8 +23,8 @@ from services.runtime.graphql_types import (
     schema_config,
 )
 
-DEEPEST = 12
-"""Levels of fields of an operation."""
+DEEPEST = 5
+"""Levels below the fields of an operation: what clients ask for, and no machines of the app of a machine."""
 MOST_ALIASES = 20
 MOST_TOKENS = 1000
 
