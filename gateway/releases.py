@@ -38,6 +38,8 @@ LISTED = 100
 MOST_LISTED = 1000
 LONGEST_IMAGE = 1000
 LONGEST_KEY = 255
+MOST_DEFINITION_BYTES = 256 * 1024
+"""Of a definition or metadata, as JSON."""
 MAIL_DOMAIN = "skerry.internal"
 
 
@@ -77,6 +79,9 @@ class Releases:
             violations.append(Violation("image", f"must not be longer than {LONGEST_IMAGE} characters"))
         if len(key) > LONGEST_KEY:
             violations.append(Violation("idempotency-key", f"must not be longer than {LONGEST_KEY} characters"))
+        definition = _json(request.definition)
+        if len(definition) > MOST_DEFINITION_BYTES:
+            violations.append(_too_large("definition"))
         _refuse(violations)
         app = await self._apps.resolve(request.app_name)
         if (peer := self.home_of(app)) is not None:
@@ -88,7 +93,7 @@ class Releases:
             strategy=strategy,
             user=email_of(current_principal.get()),
             image_ref=request.image,
-            definition_json=_json(request.definition) if request.HasField("definition") else "",
+            definition_json=definition,
             idempotency_key=key,
         )
         taken = await self._retries(lambda: self._store.CreateRelease(write))
@@ -99,6 +104,9 @@ class Releases:
         violations = [*_not_object("metadata", request.metadata)]
         if request.status not in STATUSES:
             violations.append(Violation("status", f"must be one of {', '.join(STATUSES)}"))
+        metadata = _json(request.metadata)
+        if len(metadata) > MOST_DEFINITION_BYTES:
+            violations.append(_too_large("metadata"))
         _refuse(violations)
         cell = cell_of(request.release_id)
         if cell is None:
@@ -110,7 +118,7 @@ class Releases:
         write = store.UpdateReleaseRequest(
             release_id=request.release_id,
             status=STATUSES[request.status],
-            metadata_json=_json(request.metadata) if _is_set(request.metadata) else "",
+            metadata_json=metadata,
         )
         changed = await self._retries(lambda: self._store.UpdateRelease(write))
         return api.UpdateReleaseResponse(release=public_release(changed.release))
@@ -214,7 +222,14 @@ def _not_object(field: str, value: Value) -> list[Violation]:
     return [Violation(field, "must be an object")]
 
 
+def _too_large(field: str) -> Violation:
+    return Violation(field, f"must not be larger than {MOST_DEFINITION_BYTES} bytes of JSON")
+
+
 def _json(value: Value) -> str:
+    """A document as the store keeps it; empty where none is set."""
+    if not _is_set(value):
+        return ""
     plain: Any = encode_value(value)
     return orjson.dumps(plain).decode()
 

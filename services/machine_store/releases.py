@@ -119,7 +119,7 @@ class Releases:
         return release_record(row)
 
     async def list(self, app_id: str, limit: int) -> list[ReleaseRecord]:
-        """Releases of an app, newest first. Raises InvalidConfig, DependencyDown."""
+        """Releases of an app, newest first, that one alone with its documents. Raises InvalidConfig, DependencyDown."""
         if not 1 <= limit <= MOST_LISTED:
             raise _wrong("limit", f"is {limit}: it must be from 1 to {MOST_LISTED}")
         rows = await self._database.fetch(_SQL["list_releases"], storable(app_id), limit)

@@ -260,7 +260,7 @@ class ReleaseConnection:
     nodes: list[Release]
 
 
-@strawberry.type(description="A version of an app, with what its owner wrote.")
+@strawberry.type(description="A version of an app; the newest comes with what its owner wrote.")
 class ReleaseUnprocessed(Release):
     config_definition: JSON | None = None
 

@@ -13,5 +13,9 @@ SELECT update_release($1, $2, $3, $4, $5)
 SELECT * FROM releases WHERE id = $1
 
 -- name: list_releases
--- Releases of an app, newest first. $1 app id, $2 limit.
-SELECT * FROM releases WHERE app_id = $1 ORDER BY version DESC LIMIT $2
+-- Releases of an app, newest first, that one alone with its documents: they may be large. $1 app id, $2 limit.
+SELECT r.id, r.app_id, r.version, r.status, r.strategy, r.made_by, r.image_ref, r.created_at, r.updated_at, r.revision,
+    CASE WHEN r.version = newest.version THEN r.definition ELSE '' END AS definition,
+    CASE WHEN r.version = newest.version THEN r.metadata ELSE '' END AS metadata
+FROM releases r, (SELECT max(version) AS version FROM releases WHERE app_id = $1) newest
+WHERE r.app_id = $1 ORDER BY r.version DESC LIMIT $2

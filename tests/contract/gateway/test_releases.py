@@ -106,6 +106,7 @@ async def test_a_request_that_is_repeated_under_its_key_takes_one_release(region
         ({"strategy": "SIDEWAYS"}, "strategy"),
         ({"definition": "text"}, "definition"),
         ({"definition": [1]}, "definition"),
+        ({"definition": {"large": "x" * 262_144}}, "definition"),
         ({"image": "x" * 1001}, "image"),
         ({"build_id": "x"}, "build_id"),
     ],

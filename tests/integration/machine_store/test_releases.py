@@ -41,6 +41,13 @@ async def test_numbers_count_up_without_gaps_whoever_asks_at_the_same_time(relea
     assert [release.version for release in listed] == [20, 19, 18, 17, 16]
 
 
+async def test_of_a_list_the_newest_alone_has_its_documents(releases: ReleaseStoreAsyncStub) -> None:
+    for number in range(3):
+        await releases.CreateRelease(request(number, definition_json=f'{{"number":{number}}}'))
+    listed = (await releases.ListReleases(pb.ListReleasesRequest(app_id=APP, limit=10))).releases
+    assert [release.definition_json for release in listed] == ['{"number":2}', "", ""]
+
+
 async def test_every_app_counts_for_itself(store: Store, releases: ReleaseStoreAsyncStub) -> None:
     await store.app("app-2", "other")
     first = (await releases.CreateRelease(request(1))).release
