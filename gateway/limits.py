@@ -160,6 +160,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     f"{_RELEASES}/ListReleases": Limit("list_releases", Per.APP),
     f"{_RELEASES}/GetCurrentRelease": Limit("get_release", Per.APP, Allowance.GET),
     "/skerry.machines.v1.Organizations/GetOrganization": Limit("get_organization", Per.TOKEN, Allowance.GET),
+    "/skerry.machines.v1.Cells/LocateApp": Limit("locate_app", Per.APP, Allowance.GET),
     "/skerry.machines.v1.GraphQL/Execute": Limit("graphql", Per.TOKEN, Allowance.GET),
 }
 """What every public method counts as. One without a line counts as an action of its own, by the app."""
