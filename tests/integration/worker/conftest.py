@@ -77,7 +77,7 @@ class Workers:
             {
                 "id": "w1",
                 "zone": "a",
-                "capacity": {"shared_cpu_millicores": 8000, "memory_bytes": 1 << 34},
+                "capacity": {"shared_cpu_millicores": 8000, "memory_bytes": 1 << 34, "disk_bytes": 1 << 40},
                 "data": self.data,
                 "process": process,
                 "heartbeat_seconds": 0.2,

@@ -13,6 +13,7 @@ from typing import Any
 
 from services.runtime import channels
 from services.runtime.clock import SystemClock
+from services.worker import contents, volumes
 from services.worker.agent import Agent
 from services.worker.drivers.fork_server import ForkServer
 from services.worker.drivers.process import ProcessDriver
@@ -54,6 +55,11 @@ POINTS: dict[str, Callable[[], None]] = {
     "the report was taken": dies_after(_StoreClient, "report"),
     "the exit was seen": dies_before(Agent, "_conclude"),
     "the exit is in the journal": dies_after(Agent, "_conclude"),
+    "a file is copied": dies_after(contents, "_copy_file"),
+    "the snapshot is taken": dies_after(volumes, "_take_snapshot"),
+    "the volume is made": dies_after(volumes.VolumeKeeper, "_make_volume"),
+    "the volume was told": dies_after(_StoreClient, "report_volumes"),
+    "the volume is removed": dies_after(volumes.VolumeKeeper, "_remove"),
 }
 
 
@@ -61,7 +67,12 @@ async def main(data: Path, store: str) -> None:
     if point := os.environ.get("DIE_AT"):
         POINTS[point]()
     settings = WorkerSettings.model_validate(
-        {"id": "w1", "capacity": {"memory_bytes": 1 << 34}, "data": data, "heartbeat_seconds": 0.2}
+        {
+            "id": "w1",
+            "capacity": {"memory_bytes": 1 << 34, "disk_bytes": 1 << 40},
+            "data": data,
+            "heartbeat_seconds": 0.2,
+        }
     )
     channel = channels.connect([store], caller="001/worker", callee="machine-store", secret=None)
     service = WorkerService(

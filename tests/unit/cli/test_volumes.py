@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import volumes
 from services.cli.main import app
+from services.cli.rest import Api
 from services.cli.volumes import compute_hint
 
 VOLUME = {
@@ -32,7 +32,7 @@ class Recorded:
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     recorded = Recorded()
-    monkeypatch.setattr(volumes.Api, "of", lambda *_: recorded)
+    monkeypatch.setattr(Api, "of", lambda *_: recorded)
     return recorded
 
 
