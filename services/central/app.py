@@ -252,6 +252,8 @@ def _shown(error: GraphQLError) -> Answer:
     elif isinstance(cause, _DATABASE_DOWN):
         log.error("central_database_down", reason=str(cause))
         shown = _one("the centre's database is away; try again", UNAVAILABLE)
+    elif isinstance(cause, asyncpg.DataError):
+        shown = _one(f"a value is none that the centre can keep: {cause}", Invalid.code)
     else:
         shown = _fault(cause)
     if error.path:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-from google.protobuf.json_format import MessageToJson, ParseDict
+from google.protobuf.json_format import MessageToJson, ParseDict, SerializeToJsonError
 from google.protobuf.message import Message
 from skerry.handover.v1.plan_pb2 import (
     PART_MODE_CENTRAL,
@@ -279,8 +279,11 @@ class Plans:
 
 
 def to_json(message: Message) -> str:
-    """A message as the database keeps it where people may look at it."""
-    return MessageToJson(message, preserving_proto_field_name=True, indent=None)
+    """A message as the database keeps it where people may look at it. Raises InvalidConfig for moments that are none."""
+    try:
+        return MessageToJson(message, preserving_proto_field_name=True, indent=None)
+    except SerializeToJsonError as error:
+        raise InvalidConfig(f"{message.DESCRIPTOR.name} holds what cannot be kept: {error}") from None
 
 
 def from_json(document: str, message: M) -> M:
