@@ -408,3 +408,19 @@ async def test_a_watch_from_before_the_log_begins_is_refused_and_one_from_there_
     async with watching(store, from_revision=last - 1) as too_old, watching(store, from_revision=last) as just_right:
         assert isinstance(too_old.error, RevisionTooOld)
         await eventually(lambda: [c.revision for c in just_right.changes] == [after.revision])
+
+
+async def test_records_that_only_newer_instances_know_are_passed_over(dsn: str, store: Store) -> None:
+    revision = await newest(dsn)
+    async with watching(store, revision) as live:
+        async with connection_to(dsn) as connection, connection.transaction():
+            head = await connection.fetchval("SELECT next_revision()")
+            await connection.execute("INSERT INTO log (revision, kind, id, record) VALUES ($1, 99, 'new', '{}')", head)
+        machine = await store.create()
+        await eventually(lambda: live.states(machine.id))
+        async with watching(store, revision) as later:
+            await eventually(lambda: later.revision >= live.revision)
+        assert [change.revision for change in later.changes] == [change.revision for change in live.changes]
+        assert head not in [change.revision for change in live.changes]
+        assert live.error is None
+        assert later.error is None
