@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from services.runtime.clock import Clock
-from services.runtime.errors import Conflict, DependencyDown, SkerryError
+from services.runtime.errors import Conflict, DependencyDown, InvalidConfig, SkerryError
 from services.runtime.telemetry import log
 
 Row: TypeAlias = asyncpg.Record
@@ -61,6 +61,8 @@ def as_error(error: Exception) -> SkerryError | None:
         )
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate == TERM_OVER:
         return Conflict(f"{error}: another leader took over")
+    if isinstance(error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError):
+        return InvalidConfig("a text holds a character that cannot be kept, such as NUL: leave it out")
     return None
 
 
