@@ -112,6 +112,16 @@ async def test_a_signal_is_sent_by_name_or_by_number(lively_region: TestRegion, 
     assert events[0]["request"]["exit_event"]["signal"] == 9
 
 
+async def test_a_leased_machine_takes_signals_from_the_holder_alone(lively_region: TestRegion) -> None:
+    path = await sleeping(lively_region, await lively_region.app())
+    lease = (await lively_region.call("POST", f"{path}/lease?ttl=60")).json["data"]
+    refused = await lively_region.call("POST", f"{path}/signal", {"signal": "SIGCONT"})
+    assert (refused.status, refused.json["status"]) == (409, "lease_held")
+    headers = {"fly-machine-lease-nonce": lease["nonce"]}
+    answer = await lively_region.call("POST", f"{path}/signal", {"signal": "SIGCONT"}, headers=headers)
+    assert answer.status == 200, answer
+
+
 async def test_a_machine_that_does_not_run_has_no_inside(lively_region: TestRegion) -> None:
     app = await lively_region.app()
     machine = await lively_region.machine(app)

@@ -61,6 +61,32 @@ async def app(regions: Regions) -> str:
     return name
 
 
+async def test_any_gateway_creates_reads_and_changes_volumes_of_every_region(regions: Regions, app: str) -> None:
+    made: dict[str, str] = {}
+    for via in regions.values():
+        for to, cell in CELLS.items():
+            answer = await via.call("POST", f"/v1/apps/{app}/volumes", {"name": "data", "region": to})
+            assert (answer.status, answer.json["region"], answer.json["id"][4:7]) == (200, to, cell), answer
+            made[answer.json["id"]] = to
+    for via in regions.values():
+        for volume, to in made.items():
+            path = f"/v1/apps/{app}/volumes/{volume}"
+            assert (await via.call("GET", path)).json["region"] == to
+            assert (await via.call("PUT", path, {"snapshot_retention": 3})).json["snapshot_retention"] == 3
+            assert (await via.call("GET", f"{path}/snapshots")).json == []
+        listed = await via.call("GET", f"/v1/apps/{app}/volumes")
+        assert {each["id"] for each in listed.json} == set(made)
+        assert listed.headers[UNREACHABLE_KEY] == DEAD
+        listed = await via.call("GET", f"/v1/apps/{app}/volumes?region=iad")
+        assert {each["id"] for each in listed.json} == {volume for volume, to in made.items() if to == "iad"}
+    volume, other = next(i for i, to in made.items() if to == "iad"), regions["syd"]
+    elsewhere = {"config": {"image": "busybox", "mounts": [{"path": "/data", "volume": volume}]}, "region": "syd"}
+    refused = await other.call("POST", f"/v1/apps/{app}/machines", elsewhere)
+    assert (refused.status, refused.json["status"]) == (422, "volume_elsewhere")
+    answer = await other.call("DELETE", f"/v1/apps/{app}/volumes/{volume}")
+    assert (answer.status, answer.json["id"]) == (200, volume)
+
+
 async def test_any_gateway_creates_reads_and_changes_machines_of_every_region(regions: Regions, app: str) -> None:
     made: dict[str, str] = {}
     for via in regions.values():

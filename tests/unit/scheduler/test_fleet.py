@@ -6,6 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from skerry.store.v1.store_pb2 import MachineRecord, WorkerRecord
+from skerry.store.v1.volume_store_pb2 import (
+    VOLUME_STATE_CREATED,
+    VOLUME_STATE_DESTROYED,
+    VOLUME_STATE_DESTROYING,
+    VolumeRecord,
+)
 from skerry.types.v1.machine_pb2 import (
     HOST_STATUS_OK,
     HOST_STATUS_UNREACHABLE,
@@ -21,6 +27,7 @@ from services.scheduler.fleet import Fleet, WorkerRoom
 from tests.support_fleet import GIB, amounts, machine, need, worker
 
 MEMORY = RESOURCE_FIELDS.index("memory_bytes")
+DISK = RESOURCE_FIELDS.index("disk_bytes")
 WORKERS = [f"w{number}" for number in range(6)]
 MACHINES = [f"m{number}" for number in range(8)]
 APPS = ["a", "b"]
@@ -224,3 +231,33 @@ def test_a_worker_of_which_nothing_is_known_but_its_machines_is_lost() -> None:
     fleet.put_worker(worker("w"))
     assert not fleet.is_lost("w")
     assert memory_left(fleet, "w") == (15, 15)
+
+
+def volume(worker_id: str, size: int, kept: int = 0, *, state: int = VOLUME_STATE_CREATED) -> VolumeRecord:
+    """A volume of so many GiB, and so many GiB of memory that are kept for its machine."""
+    record = VolumeRecord(id="vol", worker_id=worker_id, size_bytes=size * GIB, state=state)  # type: ignore[arg-type]
+    if kept:
+        record.kept_for_machine.CopyFrom(amounts(memory=kept))
+    return record
+
+
+def left(fleet: Fleet, worker_id: str) -> tuple[int, int]:
+    """Disk and memory, in GiB."""
+    row = fleet.row_of(worker_id)
+    assert row is not None
+    assert (fleet.free[:, row] == fleet.usable[:, row]).all()
+    return int(fleet.free[DISK, row]) // GIB, int(fleet.free[MEMORY, row]) // GIB
+
+
+def test_a_volume_takes_its_disk_and_what_is_kept_for_its_machine_until_it_is_gone() -> None:
+    fleet = Fleet(Random(1))
+    fleet.put_volume(volume("w0", 10, 4))
+    fleet.put_worker(worker("w0"))
+    assert left(fleet, "w0") == (90, 12)
+    fleet.put_volume(volume("w0", 30))
+    assert left(fleet, "w0") == (70, 16)
+    fleet.put_volume(volume("w0", 30, state=VOLUME_STATE_DESTROYING))
+    assert left(fleet, "w0") == (70, 16)
+    for _ in range(2):
+        fleet.put_volume(volume("w0", 30, state=VOLUME_STATE_DESTROYED))
+        assert left(fleet, "w0") == (100, 16)
