@@ -45,7 +45,7 @@ Seal = Callable[[str, str, str], Sealed]
 
 @dataclass(slots=True)
 class Catalog:
-    """What a catalog holds that is not deleted: apps, organizations and secrets (of an app) by id, aliases by alias."""
+    """What a catalog holds that is not deleted: secrets by the id of their app, aliases by alias, all else by id."""
 
     apps: dict[str, AppRecord] = field(default_factory=dict)
     organizations: dict[str, OrganizationRecord] = field(default_factory=dict)
@@ -231,7 +231,7 @@ def deletions(records: Iterable[CatalogRecord]) -> int:
 
 
 def secrets_of(app_id: str, payload: Json | None, seal: Seal) -> SecretsRecord:
-    """The record of an app's secrets, sealed. Raises KeyError, TypeError, ValueError, AttributeError for what is none."""
+    """The record of an app's secrets, sealed. Raises KeyError, TypeError, ValueError, AttributeError for none."""
     if payload is None:
         return SecretsRecord(app_id=app_id, deleted=True)
     record = SecretsRecord(app_id=payload["app_id"], version=payload["version"])
