@@ -279,7 +279,7 @@ class Plans:
 
 
 def to_json(message: Message) -> str:
-    """A message as the database keeps it where people may look at it. Raises InvalidConfig for what JSON cannot hold."""
+    """A message as the database keeps it where people may look at it. Raises InvalidConfig for what JSON cannot."""
     try:
         return MessageToJson(message, preserving_proto_field_name=True, indent=None)
     except SerializeToJsonError as error:
