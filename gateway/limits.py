@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter
+from skerry.machines.v1.machines_pb2 import CreateMachineRequest
 
 from gateway.auth import Principal, current_principal
 from gateway.settings import CallLimits, RateSettings
@@ -21,6 +22,7 @@ from services.runtime.telemetry import metrics
 
 _ROUNDING = 1e-9
 """Seconds by which sums of intervals may be off."""
+_LONGEST_NAME = 64
 
 _refused = Counter(
     "skerry_calls_rate_limited",
@@ -57,16 +59,17 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def take(self, wanted: Sequence[tuple[Hashable, Rate]], now: float) -> float:
-        """Take one token out of each bucket of `wanted`, or none out of any if one of them is empty.
+    def take(self, wanted: Sequence[tuple[Hashable, Rate, int]], now: float) -> float:
+        """Take so many tokens out of each bucket of `wanted`, or none out of any if one of them has too few.
 
-        Returns 0 when they were taken, else the seconds until they can be. `now` is in seconds, and never goes back.
+        More than a bucket holds are as many as it holds. Returns 0 when they were taken, else the seconds until they
+        can be. `now` is in seconds, and never goes back.
         """
         after = []
         wait = 0.0
-        for key, rate in wanted:
+        for key, rate, tokens in wanted:
             interval = 1.0 / rate.per_second
-            full_at = max(self._full_at.get(key, now), now) + interval
+            full_at = max(self._full_at.get(key, now), now) + min(tokens, rate.burst) * interval
             wait = max(wait, full_at - now - rate.burst * interval)
             after.append((key, full_at))
         if wait > _ROUNDING:
@@ -172,7 +175,7 @@ class Limiter:
     Calls about a machine are counted by action and machine, whichever token of its organization they are made with:
     what another organization asks of a machine that it does not reach is counted apart, so that nobody can use up what
     is not theirs. Others are counted by token, app and action. Beyond that, all calls of an organization together have
-    a bucket, since names of apps and machines can be made up without end.
+    a bucket, since names of apps and machines can be made up without end; every machine of a batch counts there.
     """
 
     def __init__(self, limits: CallLimits, monotonic: Callable[[], float]) -> None:
@@ -194,13 +197,15 @@ class Limiter:
         key: tuple[str, ...]
         match limit.per:
             case Per.MACHINE:
-                key = ("machine", tenant, str(getattr(request, "machine_id", "")), limit.action)
+                key = ("machine", tenant, _named(request, "machine_id"), limit.action)
             case Per.APP:
-                key = ("app", principal.name, str(getattr(request, "app_name", "")), limit.action)
+                key = ("app", principal.name, _named(request, "app_name"), limit.action)
             case Per.TOKEN:
                 key = ("token", principal.name, limit.action)
         rate = self._rates[limit.allowance]
-        wait = self._buckets.take([(key, rate), ((tenant,), self._together)], self._monotonic())
+        # Several machines at once are one call, and as much work as several.
+        machines = max(1, request.count) if isinstance(request, CreateMachineRequest) else 1
+        wait = self._buckets.take(((key, rate, 1), ((tenant,), self._together, machines)), self._monotonic())
         if wait > 0:
             _refused.labels(limit.action).inc()
             raise RateLimited(
@@ -210,6 +215,11 @@ class Limiter:
                 metadata={"action": limit.action, "per": limit.per.value},
                 retry_after=wait,
             )
+
+
+def _named(request: Any, field: str) -> str:
+    """What a request names; no more of it than names have, since anybody may send anything."""
+    return str(getattr(request, field, ""))[:_LONGEST_NAME]
 
 
 def _rate(settings: RateSettings) -> Rate:

@@ -49,7 +49,7 @@ def test_a_bucket_lets_through_what_counting_tokens_would(rate: Rate, gaps: list
     buckets, counted, now = Buckets(10), Counted(rate), 0.0
     for gap in gaps:
         now += gap
-        assert (buckets.take([("k", rate)], now) == 0) is counted.take(now)
+        assert (buckets.take([("k", rate, 1)], now) == 0) is counted.take(now)
 
 
 @given(rates, pauses)
@@ -57,31 +57,31 @@ def test_whoever_waits_as_long_as_told_gets_through_and_not_earlier(rate: Rate, 
     buckets, now = Buckets(10), 0.0
     for gap in gaps:
         now += gap
-        if wait := buckets.take([("k", rate)], now):
+        if wait := buckets.take([("k", rate, 1)], now):
             assert wait <= 1 / rate.per_second + 1e-6
             if wait > 1e-3:
-                assert buckets.take([("k", rate)], now + wait - 1e-3) > 0
+                assert buckets.take([("k", rate, 1)], now + wait - 1e-3) > 0
             now += wait
-            assert buckets.take([("k", rate)], now) == 0
+            assert buckets.take([("k", rate, 1)], now) == 0
 
 
 def test_a_refused_call_takes_nothing_out_of_any_bucket() -> None:
     buckets, narrow, wide = Buckets(10), Rate(1, 1), Rate(1, 2)
-    wanted = [("narrow", narrow), ("wide", wide)]
+    wanted = [("narrow", narrow, 1), ("wide", wide, 1)]
     assert buckets.take(wanted, 0) == 0
     for _ in range(5):
         assert buckets.take(wanted, 0) == pytest.approx(1)
-    assert buckets.take([("wide", wide)], 0) == 0
+    assert buckets.take([("wide", wide, 1)], 0) == 0
 
 
 def test_memory_is_bounded_and_what_was_asked_last_is_remembered() -> None:
     buckets, rate = Buckets(100), Rate(1, 1)
-    assert buckets.take([("mine", rate)], 0) == 0
+    assert buckets.take([("mine", rate, 1)], 0) == 0
     for number in range(10_000):
-        buckets.take([(number, rate)], 0)
-        assert buckets.take([("mine", rate)], 0) > 0 or number >= 99
+        buckets.take([(number, rate, 1)], 0)
+        assert buckets.take([("mine", rate, 1)], 0) > 0 or number >= 99
         assert len(buckets) <= 100
-    assert buckets.take([(9_999, rate)], 0) > 0
+    assert buckets.take([(9_999, rate, 1)], 0) > 0
 
 
 @pytest.mark.parametrize(("per_second", "burst"), [(0, 1), (-1, 1), (1, 0), (float("nan"), 1)])
@@ -150,6 +150,21 @@ def test_names_that_are_made_up_do_not_get_around_the_limit_of_the_organization(
     assert door.let_through(CREATE, made_up[0], BOB, times=1) == 1
     door.now += 1
     assert sum(door.let_through(CREATE, request, times=1) for request in made_up) == 20
+
+
+def test_each_machine_of_a_batch_counts_for_the_organization() -> None:
+    door = Door(organization=RateSettings(per_second=20, burst=40))
+    batches = [api.CreateMachineRequest(app_name=f"app-{number}", count=15) for number in range(5)]
+    assert sum(door.let_through(CREATE, request, times=1) for request in batches) == 2
+    door.now += 60
+    # One that is larger than the bucket takes all of it.
+    assert door.let_through(CREATE, api.CreateMachineRequest(app_name="app", count=1000), times=3) == 1
+
+
+def test_a_name_takes_no_more_room_than_names_have() -> None:
+    door, beginning = Door(), "a" * 64
+    assert door.let_through(CREATE, api.CreateMachineRequest(app_name=beginning + "b" * 10_000)) == 3
+    assert door.let_through(CREATE, api.CreateMachineRequest(app_name=beginning + "c" * 10_000)) == 0
 
 
 def test_a_token_of_no_organization_is_limited_only_where_that_is_asked_for() -> None:
