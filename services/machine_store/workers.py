@@ -125,11 +125,13 @@ class Workers:
 
     async def purge(self, term: DutyTerm, log_age: timedelta, key_age: timedelta, destroyed_age: timedelta) -> Purged:
         """Forget what is older than these ages, piece by piece. Raises Conflict (the term), DependencyDown."""
-        return Purged(
+        purged = Purged(
             log_entries=await self._purge("purge_log", term, log_age),
             keys=await self._purge("purge_keys", term, key_age),
             machines=await self._purge("purge_machines", term, destroyed_age),
         )
+        await self._purge("purge_volumes", term, destroyed_age)
+        return purged
 
     async def _purge(self, statement: str, term: DutyTerm, older_than: timedelta) -> int:
         total = 0

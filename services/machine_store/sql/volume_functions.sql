@@ -406,3 +406,28 @@ CREATE CONSTRAINT TRIGGER abandon_volumes AFTER UPDATE OF deleted_at ON apps
 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
 WHEN (NEW.deleted_at IS NOT NULL AND OLD.deleted_at IS NULL)
 EXECUTE FUNCTION abandon_volumes()
+
+-- name: function_purge_volumes
+-- Forget snapshots that have expired, and destroyed volumes without any, that have not changed for `age` and are in no entry of the
+-- log; answers how many volumes.
+CREATE FUNCTION purge_volumes(duty_name text, wanted bigint, age interval, most bigint) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    purged bigint;
+    gone bigint;
+BEGIN
+    PERFORM check_term(duty_name, wanted);
+    SELECT purged_revision INTO STRICT purged FROM counter;
+    DELETE FROM snapshots WHERE id = ANY (ARRAY(
+        SELECT id FROM snapshots WHERE state = 4 AND revision <= purged AND created_at < clock_timestamp() - age LIMIT most
+    ));
+    DELETE FROM volumes WHERE id = ANY (ARRAY(
+        SELECT id FROM volumes v
+        WHERE state = 7 AND revision <= purged AND updated_at < clock_timestamp() - age
+          AND NOT EXISTS (SELECT FROM snapshots s WHERE s.volume_id = v.id)
+        LIMIT most
+    ));
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END
+$$

@@ -57,6 +57,10 @@ SELECT purge_log($1, $2, $3, $4)
 -- See functions.sql. $1 duty, $2 term, $3 age, $4 most.
 SELECT purge_keys($1, $2, $3, $4)
 
+-- name: purge_volumes
+-- See volume_functions.sql. $1 duty, $2 term, $3 age, $4 most.
+SELECT purge_volumes($1, $2, $3, $4)
+
 -- name: purge_machines
 -- See functions.sql. $1 duty, $2 term, $3 age, $4 most.
 SELECT purge_machines($1, $2, $3, $4)

@@ -374,3 +374,23 @@ async def test_how_snapshots_are_kept_can_be_changed_until_the_volume_goes(store
     await delete(store, volume)
     with pytest.raises(WrongState):
         await store.volumes.UpdateVolume(wanted)
+
+
+async def test_a_destroyed_volume_is_forgotten_with_its_last_snapshot_and_not_before(store: Store, dsn: str) -> None:
+    volume, kept = await created(store), await created(store)
+    taken = await snapshot(store, volume)
+    await delete(store, volume)
+    await report(store, volume, vs.VOLUME_STATE_DESTROYED)
+    lead = pb.DutyTerm(duty="reconcile", term=(await store.lead()).term)
+
+    async def left() -> list[str]:
+        await store.stub.PurgeExpired(pb.PurgeExpiredRequest(term=lead))
+        listed = await store.volumes.ListVolumes(vs.ListVolumesRequest(app_id=APP))
+        return [each.id for each in listed.volumes]
+
+    assert await left() == [volume.id, kept.id]
+    async with connection_to(dsn) as connection:
+        await connection.execute("UPDATE snapshots SET created_at = created_at - interval '6 days'")
+    seen = vs.SnapshotReport(snapshot_id=taken.id, state=vs.SNAPSHOT_STATE_EXPIRED)
+    await store.volumes.ReportVolumes(vs.ReportVolumesRequest(worker_id="w1", snapshots=[seen]))
+    assert await left() == [kept.id]
