@@ -1,22 +1,15 @@
-"""Leases, and what else the whole public API needs of a machine."""
+"""Nothing: leases, and metadata that change without a version, lie in `details` of their machine."""
 
 from __future__ import annotations
-
-from alembic import op
 
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Only additions: an instance of the version before goes on with them.
-_STATEMENTS: tuple[str, ...] = ()
-
 
 def upgrade() -> None:
-    connection = op.get_bind()
-    for statement in _STATEMENTS:
-        connection.exec_driver_sql(statement)
+    """No statement checks or changes them, so they need no column."""
 
 
 def downgrade() -> None:
