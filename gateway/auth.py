@@ -148,6 +148,19 @@ current_principal: ContextVar[Principal | None] = ContextVar("current_principal"
 """Who calls what the current task serves; None outside of a call, and in one that needs no token."""
 
 
+_authenticate_again: ContextVar[Callable[[], object] | None] = ContextVar("authenticate_again", default=None)
+
+
+def insist_on_token() -> None:
+    """Refuse to go on with the call that is being served if its token has ended or was revoked meanwhile.
+
+    For calls that last. Raises Unauthenticated.
+    """
+    again = _authenticate_again.get()
+    if again is not None:
+        again()
+
+
 def insist_on(right: Right) -> None:
     """Refuse the call that is being served unless its token has `right`, on an app that it reaches.
 
@@ -225,8 +238,10 @@ def access(tokens: Tokens, insist_on_reach: InsistOnReach | None = None) -> Serv
     async def judge(call: ServerCall) -> None:
         if call.method.startswith(WITHOUT_TOKEN):
             return
-        principal = tokens.authenticate(token_of(call.metadata.get("authorization", "")))
+        token = token_of(call.metadata.get("authorization", ""))
+        principal = tokens.authenticate(token)
         current_principal.set(principal)
+        _authenticate_again.set(lambda: tokens.authenticate(token))
         if principal is tokens.central:
             call.caller = CENTRAL
         right = RIGHTS.get(call.method)

@@ -32,7 +32,7 @@ from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
 from gateway import inside, leases, lifecycle, machines, metadata
 from gateway.apps import Apps, Catalog
-from gateway.auth import Tokens, access
+from gateway.auth import Tokens, access, insist_on_token
 from gateway.batch import create_machines
 from gateway.cells import AppCells, CellsService
 from gateway.dry_run import dry_run_creation, dry_run_update
@@ -332,6 +332,7 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
             responses = watch_machines(self._around, self._watches, request)
         async with aclosing(responses) as watched:
             async for response in watched:
+                insist_on_token()
                 yield response
 
     @_where_the_machine_is()

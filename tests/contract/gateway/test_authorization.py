@@ -480,6 +480,33 @@ async def test_a_revocation_made_in_the_region_works_at_once_and_one_key_less_en
     assert await refused(token.token), "a snapshot of the centre takes no revocation back"
 
 
+async def test_a_watch_ends_when_its_token_is_revoked(world: World) -> None:
+    app, method = world.apps[REACHED], METHODS["Machines/WatchMachines"]
+    token = mint(KEY, 7, organization=OURS, scope="read-only")
+    watch = world.channel.unary_stream(
+        path_of(method),
+        request_serializer=GetMessageClass(method.input_type).SerializeToString,
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )(request_of(method, app, ""), timeout=30, metadata=(("authorization", f"Bearer {token.token}"),))
+    responses = aiter(watch)
+    await anext(responses)
+    await world.catalog.RecordRevocation(catalog.RecordRevocationRequest(id=token.id))
+
+    async def refused() -> bool:
+        return (await world.region.call("GET", f"/v1/apps/{app}", token=token.token)).status == 401
+
+    await eventually(refused)
+    made, seen = await world.region.machine(app), list[str]()
+
+    async def read_on() -> None:
+        async for response in responses:
+            seen.append(str(response))
+
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await read_on()
+    assert not any(made["id"] in text for text in seen)
+
+
 def duty_request() -> store.AcquireDutyRequest:
     request = store.AcquireDutyRequest(duty="pull", holder="tests")
     request.lease.seconds = 5
