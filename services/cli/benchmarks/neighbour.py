@@ -22,10 +22,10 @@ from services.cli.rest import Api
 
 QUIET, NOISY = "quiet", "noisy"
 """The two organizations."""
-APPS = 60
+APPS = 75
 """Of the quiet one, which creates in each of them less than one machine a second."""
-PER_SECOND = 40.0
-CALLS = 240
+PER_SECOND = 50.0
+CALLS = 500
 """Creates of the quiet one in a run."""
 TIMES = 50
 """So many times its limit the noisy one calls: creates in one app, where one in a second is allowed."""
@@ -47,7 +47,7 @@ class _Tenant:
     per_second: float
     answers: Counter[str] = field(default_factory=Counter)
 
-    def spec(self, calls: int | None) -> str:
+    def spec(self, calls: int | None, seed: int) -> str:
         """A line for the paced generator."""
         return json.dumps(
             {
@@ -58,12 +58,16 @@ class _Tenant:
                 "body": json.dumps({"config": bed.WEB_CONFIG, "skip_launch": True}),
                 "per_second": self.per_second,
                 "calls": calls,
+                "seed": seed,
             }
         )
 
-    def run(self, calls: int) -> list[float]:
-        """Latencies, in ms, of so many creates. Raises CommandError when one fails."""
-        with _generator(self.spec(calls)) as process:
+    def run(self, calls: int, seed: int) -> list[float]:
+        """Latencies, in ms, of so many creates, at moments that are the same for the same seed.
+
+        Raises CommandError when one fails.
+        """
+        with _generator(self.spec(calls, seed)) as process:
             result = _end(process)
         if result["answers"].keys() != {"200"}:
             raise CommandError(f"a tenant within its limits was refused: {result['first_refusal']}")
@@ -71,9 +75,9 @@ class _Tenant:
         return latencies
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
+    def calling(self, seed: int) -> Iterator[None]:
         """Calls all the time, until the end of the block, and counts the answers."""
-        with _generator(self.spec(None)) as process:
+        with _generator(self.spec(None, seed)) as process:
             time.sleep(_BEFORE_SECONDS)
             yield
             self.answers.update(_end(process)["answers"])
@@ -91,18 +95,18 @@ def bench_neighbour(pairs: int, tell: Callable[[str], None]) -> dict[str, Any]:
         with bed.mesh_in(folder) as mesh:
             quiet = _tenant(mesh, QUIET, APPS, PER_SECOND)
             noisy = _tenant(mesh, NOISY, 1, TIMES * _LIMIT_PER_SECOND)
-            quiet.run(min(_WARM_UP, 2 * CALLS))
+            quiet.run(min(_WARM_UP, CALLS), seed=-1)
             alone: list[list[float]] = []
             beside: list[list[float]] = []
             for number in range(pairs):
                 tell(f"pair {number + 1} of {pairs}")
                 # What came first is no advantage: the order changes from pair to pair.
                 if number % 2 == 0:
-                    alone.append(quiet.run(CALLS))
-                with noisy.calling():
-                    beside.append(quiet.run(CALLS))
+                    alone.append(quiet.run(CALLS, seed=number))
+                with noisy.calling(seed=pairs + number):
+                    beside.append(quiet.run(CALLS, seed=number))
                 if number % 2 == 1:
-                    alone.append(quiet.run(CALLS))
+                    alone.append(quiet.run(CALLS, seed=number))
     figures: dict[str, Any] = {
         "pairs": pairs,
         "creates": CALLS,

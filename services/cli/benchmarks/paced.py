@@ -1,9 +1,10 @@
-"""A tenant that calls at a steady rate, whatever the answers: a process of its own, beside what it measures.
+"""A tenant that calls at some rate, whatever the answers: a process of its own, beside what it measures.
 
     python -m services.cli.benchmarks.paced < SPEC.json > RESULT.json
 
-SPEC, one line, is {"host", "port", "token", "paths", "body", "per_second", "calls"}: POSTs of `body` to `paths` in
-turn; `calls` in all or, when that is null, until standard input ends. RESULT is {"latencies_ms": […], "answers":
+SPEC, one line, is {"host", "port", "token", "paths", "body", "per_second", "calls", "seed"}: POSTs of `body` to `paths`
+in turn, at moments that are independent of each other (a Poisson process), so that two tenants are not in step;
+`calls` in all or, when that is null, until standard input ends. RESULT is {"latencies_ms": […], "answers":
 {status: number}, "first_refusal"}. A latency counts from when the call was due, so that what waits for others is not
 left out.
 """
@@ -16,6 +17,7 @@ import json
 import sys
 import time
 from collections import Counter
+from random import Random
 from typing import Any
 
 import uvloop
@@ -36,7 +38,8 @@ class Tenant:
         self._requests = [
             request_bytes("POST", self._host, self._port, path, spec["token"], body) for path in spec["paths"]
         ]
-        self._every = 1.0 / spec["per_second"]
+        self._per_second: float = spec["per_second"]
+        self._random = Random(spec["seed"])
         self._calls: int | None = spec["calls"]
         self._idle: list[HttpConnection] = []
         self.latencies_ms: list[float] = []
@@ -48,9 +51,9 @@ class Tenant:
         loop = asyncio.get_running_loop()
         under_way: set[asyncio.Task[None]] = set()
         # The loop's own time is of whole milliseconds.
-        began, number = time.perf_counter(), 0
+        due, number = time.perf_counter(), 0
         while not (ended.is_set() if self._calls is None else number >= self._calls):
-            due = began + number * self._every
+            due += self._random.expovariate(self._per_second)
             if (early := due - time.perf_counter()) > 0:
                 await asyncio.sleep(early)
             under_way.add(loop.create_task(self._call(number, due)))
