@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import bench
-from services.cli.benchmarks import creating, neighbour, starting
+from services.cli.benchmarks import creating, neighbour, outage, starting
 from services.cli.main import app
 
 runner = CliRunner()
@@ -31,6 +31,8 @@ def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(creating, "CONCURRENT", {"concurrency": 32, "rounds": 1, "each": 100})
     monkeypatch.setattr(starting, "CONCURRENT", {"concurrency": 4, "rounds": 1, "each": 12})
     monkeypatch.setattr(starting, "SERIAL", {"concurrency": 1, "rounds": 1, "each": 5})
+    monkeypatch.setattr(outage, "CREATES", 20)
+    monkeypatch.setattr(outage, "WARM_UP", 20)
     monkeypatch.setattr(neighbour, "CALLS", 80)
 
 
@@ -75,3 +77,20 @@ def test_bench_neighbour_refuses_the_noisy_tenant_and_never_the_quiet_one() -> N
     figures = ("p50_ms_alone", "p50_ms", "p50_ratio", "p99_ms_alone", "p99_ms", "p99_ratio")
     assert min(report[figure] for figure in figures) > 0
     print({figure: report[figure] for figure in figures})
+
+
+def test_bench_outage_fails_no_create_and_reports_pairs_of_each_state_of_the_centre() -> None:
+    report = printed("outage", "--pairs", "1")
+    assert [state["state"] for state in report["states"]] == ["dead", "slow", "flaky"]
+    for state in report["states"]:
+        print(state)
+        assert state["pairs"] == 1
+        for quantile in ("p50", "p99"):
+            ratio = state[f"{quantile}_ms"] / state[f"{quantile}_ms_well"]
+            assert state[f"{quantile}_ratio"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_bench_backtest_converts_every_stored_configuration_again() -> None:
+    report = printed("backtest", "--machines", "700")
+    assert (report["converted"], report["changed"]) == (700, 0)
+    assert report["per_second"] == pytest.approx(report["converted"] / report["seconds"], rel=0.1)

@@ -13,7 +13,7 @@ from services.cli.mesh import CENTRAL, Mesh
 
 CREATES = 200
 """In each run, at concurrency 1 over REST."""
-_WARM_UP = 300
+WARM_UP = 300
 SLOW_MS = 5000
 ERROR_RATE = 0.3
 
@@ -28,7 +28,7 @@ def bench_outage(pairs: int, tell: Callable[[str], None]) -> dict[str, Any]:
     with bed.temporary_folder() as folder:
         tell("starting a set and the centre")
         with bed.mesh_in(folder) as mesh:
-            _run(mesh, _WARM_UP)
+            _run(mesh, WARM_UP)
             states = [_pairs(mesh, name, pairs, tell) for name in _STATES]
     return {"creates": CREATES, "states": states}
 
