@@ -120,7 +120,9 @@ def reader_of(descriptor: Descriptor) -> Nested:
                 continue
             try:
                 if nested is not None:
-                    fields[name] = nested(member, (where, key), report)
+                    # An object of which nothing is set is an empty one: not set either.
+                    if inner := nested(member, (where, key), report):
+                        fields[name] = inner
                 elif convert is not None:
                     fields[name] = convert(member)
             except Mistake as mistake:
@@ -283,9 +285,13 @@ def _convert_autostop(value: Any) -> str:
 
 
 def _convert_persist_rootfs(value: Any) -> str:
+    if value == "none":
+        return ""
+    if type(value) is str:
+        return value
     if type(value) is int and 0 <= value < len(_PERSIST_ROOTFS):
         return _PERSIST_ROOTFS[value]
-    raise Mistake(f'must be "never", "restart", "always" or a whole number of 0..3, is {kind_of(value)}')
+    raise Mistake(f'must be "none", "never", "restart", "always" or a whole number of 0..3, is {kind_of(value)}')
 
 
 def _convert_integer_to_string(value: Any) -> str:
@@ -337,7 +343,7 @@ def _convert_value(value: Any, levels: int = DEEPEST_VALUE) -> Value:
 _RULED: Mapping[int, tuple[type | None, Convert]] = {
     options.JSON_RULE_GO_DURATION: (str, _convert_go_duration),
     options.JSON_RULE_AUTOSTOP: (str, _convert_autostop),
-    options.JSON_RULE_PERSIST_ROOTFS: (str, _convert_persist_rootfs),
+    options.JSON_RULE_PERSIST_ROOTFS: (None, _convert_persist_rootfs),
     options.JSON_RULE_STRING_OR_INTEGER: (str, _convert_integer_to_string),
     options.JSON_RULE_UNIX_MILLIS: (None, _unix_converter("milliseconds", 10**6)),
     options.JSON_RULE_UNIX_SECONDS: (None, _unix_converter("seconds", 10**9)),

@@ -51,7 +51,7 @@ _TAKEN: Mapping[int, Schema] = {
         "examples": ["1m30s", 15_000_000_000],
     },
     options.JSON_RULE_AUTOSTOP: {"enum": [True, False, "off", "stop", "suspend"]},
-    options.JSON_RULE_PERSIST_ROOTFS: {"enum": ["never", "restart", "always", 0, 1, 2, 3]},
+    options.JSON_RULE_PERSIST_ROOTFS: {"enum": ["none", "never", "restart", "always", 0, 1, 2, 3]},
     options.JSON_RULE_STRING_OR_INTEGER: {"type": ["string", "integer"]},
     options.JSON_RULE_SECRET: {"type": "string", "writeOnly": True},
     options.JSON_RULE_SECRETS_OR_NULL: {

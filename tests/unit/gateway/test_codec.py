@@ -116,9 +116,11 @@ def test_a_config_says_each_oddity_of_the_api_in_its_own_form() -> None:
     assert written["services"][0]["force_instance_key"] is None
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, ""), (1, "never"), (2, "restart"), (3, "always")])
-def test_persist_rootfs_may_be_a_number(number: int, name: str) -> None:
-    message, _ = decode(MachineConfig, json.dumps({"rootfs": {"persist": number}}).encode())
+@pytest.mark.parametrize(
+    ("sent", "name"), [(0, ""), (1, "never"), (2, "restart"), (3, "always"), ("none", ""), ("restart", "restart")]
+)
+def test_persist_rootfs_may_be_a_number_or_a_name(sent: int | str, name: str) -> None:
+    message, _ = decode(MachineConfig, json.dumps({"rootfs": {"persist": sent}}).encode())
     assert message.rootfs.persist == name
 
 
@@ -127,6 +129,12 @@ def test_null_and_empty_values_mean_not_set_for_every_member(nothing: str) -> No
     members = ", ".join(f'"{json_name(field)}": {nothing}' for field in MachineConfig.DESCRIPTOR.fields[:-1])
     message, unknown = decode(MachineConfig, ("{" + members + "}").encode())
     assert (message, unknown) == (MachineConfig(), [])
+
+
+def test_an_object_of_which_nothing_is_set_is_not_set_either() -> None:
+    body = b'{"restart": {"policy": ""}, "guest": {"cpus": null}, "init": {"cmd": []}, "services": [{"ports": null}]}'
+    message, _ = decode(MachineConfig, body)
+    assert json.loads(encode(message)) == {"init": {}, "services": [{"force_instance_key": None}]}
 
 
 def test_false_and_zero_are_values() -> None:
