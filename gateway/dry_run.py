@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Value
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
+from skerry.types.v1.config_pb2 import MachineConfig
 
 from gateway.capacity import no_capacity
 from gateway.machines import (
@@ -28,6 +29,7 @@ from gateway.machines import (
     place_if_it_grows,
     place_request,
 )
+from gateway.mounts import name_by_id
 from gateway.rest.codec import encode
 from services.runtime.errors import VersionMismatch
 
@@ -77,7 +79,11 @@ async def dry_run_update(around: Surroundings, request: api.UpdateMachineRequest
             f"machine {machine.id} is at version {machine.instance_id}, not {request.current_version[:64]!r}",
             metadata={"current_version": machine.instance_id},
         )
-    before, after = (json.loads(encode(config)) for config in (machine.config, request.config))
+    wanted = MachineConfig()
+    wanted.CopyFrom(request.config)
+    if update.volume is not None:
+        name_by_id(wanted, update.volume)
+    before, after = (json.loads(encode(config)) for config in (machine.config, wanted))
     found = list(differences(before, after, "config"))
     if request.name not in ("", machine.name):
         found.insert(0, Difference("name", machine.name, request.name))

@@ -26,7 +26,7 @@ from gateway.apps import Apps
 from gateway.capacity import no_capacity
 from gateway.cells import AppCells
 from gateway.leases import new_lease, shown_nonce, ttl_violation
-from gateway.mounts import fill_mount, find_volume, volume_of_update
+from gateway.mounts import fill_mount, find_volume, name_by_id, volume_of_update
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
 from gateway.rest.codec import is_json
@@ -307,6 +307,7 @@ async def commit_creation(creation: Creation) -> None:
     names_tried = 1
     if creation.volume is not None:
         write.volume_id = creation.volume.id
+        name_by_id(write.config, creation.volume)
     while True:
         try:
             written = await around.retries(lambda: _create(around, write))
@@ -318,7 +319,9 @@ async def commit_creation(creation: Creation) -> None:
             write.name = new_machine_name(around.random)
         except WrongState as taken:
             await _find_another_volume(creation, taken)
-            write.volume_id = creation.volume.id if creation.volume is not None else ""
+            if creation.volume is not None:
+                write.volume_id = creation.volume.id
+                name_by_id(write.config, creation.volume)
             _write_conversion(creation, write)
         except NoCapacity as full:
             creation.candidates = await _other_candidates(creation, full)
@@ -332,7 +335,7 @@ async def commit_creation(creation: Creation) -> None:
         machine,
         creation.app,
         cell=around.cell,
-        config=None if whole else request.config,
+        config=None if whole else write.config,
         image=None if whole else creation.conversion.spec.image,
         events=written.events,
         nonce=machine.lease.nonce,
@@ -366,6 +369,8 @@ async def commit_update(update: Update) -> None:
         plan_epoch=update.conversion.epoch,
         lease_nonce=shown_nonce(),
     )
+    if update.volume is not None:
+        name_by_id(write.config, update.volume)
     while True:
         try:
             # Not repeated when its answer is lost: a second one would be a second version.
@@ -381,7 +386,7 @@ async def commit_update(update: Update) -> None:
         written.machine,
         update.app,
         cell=around.cell,
-        config=request.config,
+        config=write.config,
         image=update.conversion.spec.image,
         events=written.events,
     )

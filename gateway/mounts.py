@@ -14,6 +14,7 @@ from skerry.store.v1.volume_store_pb2 import (
     ListVolumesRequest,
     VolumeRecord,
 )
+from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.spec_pb2 import MachineSpec, MountSpec
 
 from gateway.retrying import Retries
@@ -66,6 +67,12 @@ def fill_mount(spec: MachineSpec, volume: VolumeRecord) -> None:
     mount = spec.mounts.mounts[0]
     mount.volume_id, mount.volume_name, mount.size_bytes = volume.id, volume.name, volume.size_bytes
     mount.encrypted = volume.encrypted
+
+
+def name_by_id(config: MachineConfig, volume: VolumeRecord) -> None:
+    """Let a configuration that called its volume by a name say which one it is: clients look it up by what they read."""
+    if config.mounts and config.mounts[0].volume != volume.id:
+        config.mounts[0].volume, config.mounts[0].name = volume.id, volume.name
 
 
 def volume_of_update(machine: MachineRecord, spec: MachineSpec) -> VolumeRecord | None:

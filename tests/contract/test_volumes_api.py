@@ -142,6 +142,14 @@ async def test_a_name_takes_a_free_volume_of_that_name(lively_region: TestRegion
     machines = [(await machine_at(lively_region, app, "data")).json for _ in volumes]
     listed = (await lively_region.call("GET", f"/v1/apps/{app}/volumes")).json
     assert {each["attached_machine_id"] for each in listed} == {machine["id"] for machine in machines}
+    had = {each["attached_machine_id"]: each["id"] for each in listed}
+    for machine in machines:
+        assert machine["config"]["mounts"] == [{"path": "/data", "volume": had[machine["id"]], "name": "data"}]
+        path = f"/v1/apps/{app}/machines/{machine['id']}"
+        assert (await lively_region.call("GET", path)).json["config"] == machine["config"]
+        config = {**machine["config"], "mounts": [{"path": "/data", "name": "data"}]}
+        updated = (await lively_region.call("POST", path, {"config": config})).json
+        assert updated["config"]["mounts"] == machine["config"]["mounts"]
     answer = await machine_at(lively_region, app, "data")
     assert (answer.status, answer.json["status"]) == (409, "wrong_state")
     answer = await machine_at(lively_region, app, "other")
