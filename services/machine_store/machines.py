@@ -45,7 +45,7 @@ from services.machine_store.records import (
     whole_machine_record,
 )
 from services.machine_store.steps import Create, NewMachine, Outcome, Step, Unit, complete, step_to
-from services.machine_store.transitions import DESIRED, RUN_AGAIN, Asked, State, ask, state_name
+from services.machine_store.transitions import DESIRED, GONE, RUN_AGAIN, Asked, State, ask, state_name
 from services.runtime.errors import (
     Conflict,
     DependencyDown,
@@ -221,7 +221,8 @@ class Machines:
                     f"machine {record.id} is of generation {record.generation}, not {request.expected_generation}: "
                     "something else was asked of it meanwhile"
                 )
-            _check_lease(request, record, now)
+            if asked is not Asked.DESTROY or before not in GONE:
+                _check_lease(request, record, now)
             after = ask(asked, before, machine=record.id, force=request.force)
             if after is None or record.cordoned is _MARKS.get(asked):
                 return Changed(record, (), before, changed=False)

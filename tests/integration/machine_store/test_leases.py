@@ -141,6 +141,16 @@ async def test_a_machine_can_be_created_with_a_lease(store: Store) -> None:
     assert (await take(store, made.machine.id, "n2")).instance_id == made.machine.instance_id
 
 
+async def test_destroying_what_is_being_destroyed_already_asks_for_no_lease(store: Store) -> None:
+    machine = (await store.create()).id
+    await take(store, machine, "n1")
+    for nonce, changed in (("n1", True), ("", False)):
+        request = pb.ApplyVerbRequest(
+            machine_id=machine, verb=pb.VERB_DESTROY, source="user", force=True, lease_nonce=nonce
+        )
+        assert (await store.stub.ApplyVerb(request)).changed is changed
+
+
 async def test_a_lease_that_is_taken_away_leaves_an_event_that_names_who_did_it(store: Store) -> None:
     machine = (await store.create()).id
     await take(store, machine, "n1")
