@@ -7,7 +7,7 @@ from alembic import op
 from services.machine_store.queries import load
 
 revision = "0004"
-down_revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
