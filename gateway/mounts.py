@@ -70,7 +70,7 @@ def fill_mount(spec: MachineSpec, volume: VolumeRecord) -> None:
 
 
 def name_by_id(config: MachineConfig, volume: VolumeRecord) -> None:
-    """Let a configuration that called its volume by a name say which one it is: clients look it up by what they read."""
+    """Let a configuration that called its volume by a name say which one it is: clients look up what they read."""
     if config.mounts and config.mounts[0].volume != volume.id:
         config.mounts[0].volume, config.mounts[0].name = volume.id, volume.name
 

@@ -75,8 +75,8 @@ class Step(NamedTuple):
 class Outcome(NamedTuple):
     """A value of the type `batch_outcome` (sql/functions.sql), field by field; the rest is set when it is "done".
 
-    "plan_moved" (sql/plan_functions.sql) has the present epoch as its revision, "over_quota" the bound and the number of
-    machines as what is reserved.
+    "plan_moved" (sql/plan_functions.sql) has the present epoch as its revision, "over_quota" the bound and the number
+    of machines as what is reserved.
     """
 
     outcome: str

@@ -385,4 +385,6 @@ async def test_secrets_without_an_app_or_with_a_nul_in_a_name_are_refused(feed: 
     with pytest.raises(InvalidConfig, match="app_id is missing"):
         await feed.send(secrets(1, ""))
     with pytest.raises(InvalidConfig, match=r"secrets\[0\].name"):
-        await feed.put(secrets(1, **{"A\0": b"one"}))
+        named = secrets(1, A=b"one")
+        named.secrets.secrets[0].name = "A\0"
+        await feed.put(named)

@@ -97,7 +97,7 @@ async def _started(dsn: str, initial: str) -> AsyncIterator[Store]:
     task = asyncio.create_task(service.run(ready.set))
     try:
         await eventually(ready.is_set, seconds=30)
-        yield Store(service, None, 1)  # type: ignore[arg-type]
+        yield Store(service, None, 1, None)  # type: ignore[arg-type]
     finally:
         await cancel(task)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -43,15 +42,15 @@ def test_no_two_routes_are_one() -> None:
     assert len({route.rpc for route in ROUTES}) == len(ROUTES)
 
 
-def test_a_map_is_written_as_the_object_that_it_is() -> None:
+async def test_a_map_is_written_as_the_object_that_it_is() -> None:
     route, _ = ROUTER.find("GET", "/v1/apps/a/machines/m/metadata")
-    written = asyncio.run(route.write(api.GetMachineMetadataResponse(metadata={"a": "1"})))
+    written = await route.write(api.GetMachineMetadataResponse(metadata={"a": "1"}))
     assert json.loads(written) == {"a": "1"}
 
 
-def test_an_answer_without_content_has_none() -> None:
+async def test_an_answer_without_content_has_none() -> None:
     route, _ = ROUTER.find("DELETE", "/v1/apps/a/machines/m/metadata/key")
-    assert (route.status, asyncio.run(route.write(route.response()))) == (204, b"")
+    assert (route.status, await route.write(route.response())) == (204, b"")
 
 
 @pytest.mark.parametrize(
