@@ -214,7 +214,9 @@ def _stop(signal: str, timeout: str) -> store.StopOverride | None:
         violations.append(Violation("signal", f"must be one of {', '.join(STOP_SIGNALS)}, is {signal[:64]!r}"))
     if timeout:
         try:
-            nanoseconds = parse_go_duration(timeout)
+            # In a query it may be a plain number, of seconds as in a wait's.
+            plain = timeout.isascii() and timeout.isdigit() and len(timeout) <= 6
+            nanoseconds = int(timeout) * SECOND if plain else parse_go_duration(timeout)
             duration = Duration(seconds=nanoseconds // SECOND, nanos=nanoseconds % SECOND)
         except ValueError as error:
             violations.append(Violation("timeout", str(error)))

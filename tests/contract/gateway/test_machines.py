@@ -321,6 +321,14 @@ async def test_how_to_stop_is_checked_by_field(region: TestRegion, verb: str, bo
     assert (answer.status, answer.json["fields"][0]["field"]) == (400, field)
 
 
+async def test_how_long_a_stop_may_take_is_a_duration_or_whole_seconds(region: TestRegion) -> None:
+    app = await region.app()
+    machine = await region.machine(app)
+    for timeout in ("10s", "10"):
+        answer = await region.call("POST", f"/v1/apps/{app}/machines/{machine['id']}/restart?timeout={timeout}")
+        assert (answer.status, answer.json) == (200, {"ok": True})
+
+
 async def test_nothing_has_room_says_why(region: TestRegion) -> None:
     app = await region.app()
     size = {"cpu_kind": "performance", "cpus": 16, "memory_mb": 16 * 2048, "gpu_kind": "l40s", "gpus": 1}
