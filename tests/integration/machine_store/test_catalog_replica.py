@@ -384,7 +384,7 @@ async def test_a_watch_brings_secrets_of_the_app_that_it_asks_for_without_their_
 async def test_secrets_without_an_app_or_with_a_nul_in_a_name_are_refused(feed: Feed) -> None:
     with pytest.raises(InvalidConfig, match="app_id is missing"):
         await feed.send(secrets(1, ""))
+    named = secrets(1, A=b"one")
+    named.secrets.secrets[0].name = "A\0"
     with pytest.raises(InvalidConfig, match=r"secrets\[0\].name"):
-        named = secrets(1, A=b"one")
-        named.secrets.secrets[0].name = "A\0"
         await feed.put(named)
