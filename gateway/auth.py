@@ -9,13 +9,18 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 from services.runtime.edges import CENTRAL
 from services.runtime.errors import Forbidden, Unauthenticated
 from services.runtime.guard import Guard
+from services.runtime.principals import DEVELOPER
+from services.runtime.principals import EVERYTHING as EVERYTHING
+from services.runtime.principals import SCOPES as SCOPES
+from services.runtime.principals import Principal as Principal
+from services.runtime.principals import Right as Right
+from services.runtime.principals import forbidden as forbidden
+from services.runtime.principals import principal_of as principal_of
 from services.runtime.registry import ServerCall, ServerInterceptor
 from services.runtime.tokens import Grant
 
@@ -25,35 +30,6 @@ SCHEMES = ("bearer", "flyv1")
 WITHOUT_TOKEN = ("/grpc.health.v1.Health/", "/grpc.reflection.v1alpha.ServerReflection/")
 """Beginnings of the methods that anybody may call."""
 
-
-class Right(Enum):
-    """What a token may do with the apps that it reaches."""
-
-    READ = "read"
-    """See what there is; not what runs inside of a machine, and not the values of secrets."""
-    CHANGE = "change"
-    """Create, change and destroy machines, volumes and releases."""
-    SET_SECRETS = "set-secrets"
-    """Set and delete secrets."""
-    SHOW_SECRETS = "show-secrets"
-    """See the values of secrets."""
-    EXEC = "exec"
-    """Look into machines, and run commands there."""
-    BREAK_LEASES = "break-leases"
-    """Release a lease that somebody else holds."""
-    MANAGE_APPS = "manage-apps"
-    """Create and delete apps."""
-
-
-EVERYTHING: Final = frozenset(Right)
-
-SCOPES: Final[Mapping[str, frozenset[Right]]] = {
-    "read-only": frozenset({Right.READ}),
-    "deploy": frozenset({Right.READ, Right.CHANGE, Right.SET_SECRETS}),
-    "exec": frozenset({Right.READ, Right.EXEC}),
-    "all": EVERYTHING,
-}
-"""What the scope of a token allows. A token with several, by attenuation, may do what all of them allow."""
 
 RIGHTS: Final[Mapping[str, Right]] = {
     "/skerry.machines.v1.Machines/CreateApp": Right.MANAGE_APPS,
@@ -115,35 +91,6 @@ _CREATE_APP: Final = "/skerry.machines.v1.Machines/CreateApp"
 """The method whose request names an app that need not exist."""
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who is calling, and what they reach. `name` is for logs and events: it is no secret."""
-
-    name: str
-    organization: str | None = None
-    """Short name of the organization whose apps are reached; None for all."""
-    apps: frozenset[str] | None = None
-    """Names of the apps that are reached, of that organization; None for all of it."""
-    rights: frozenset[Right] = EVERYTHING
-    """What may be done with them."""
-
-    def may(self, right: Right) -> bool:
-        """Whether the action is allowed on what is reached."""
-        return right in self.rights
-
-    def reaches_organization(self, slug: str) -> bool:
-        """Whether anything of the organization is reached."""
-        return self.organization is None or self.organization == slug
-
-    def reaches(self, app_name: str, organization_slug: str) -> bool:
-        """Whether an app of an organization is reached."""
-        return self.reaches_organization(organization_slug) and self.may_reach(app_name)
-
-    def may_reach(self, app_name: str) -> bool:
-        """Whether an app of that name is reached if the organization is right."""
-        return self.apps is None or app_name in self.apps
-
-
 current_principal: ContextVar[Principal | None] = ContextVar("current_principal", default=None)
 """Who calls what the current task serves; None outside of a call, and in one that needs no token."""
 
@@ -171,14 +118,6 @@ def insist_on(right: Right) -> None:
         raise forbidden(right)
 
 
-def forbidden(right: Right) -> Forbidden:
-    """What a token is told that reaches the app, and lacks the right."""
-    return Forbidden(
-        f"this token may not do that: it lacks the right {right.value!r}; use one with a wider scope",
-        metadata={"right": right.value},
-    )
-
-
 class Tokens:
     """The tokens that the public door knows. `authenticate` is asked about each that is offered."""
 
@@ -198,7 +137,7 @@ class Tokens:
         self._static = tuple(token.encode() for token in static)
         self._centre = central_token.encode() if central_token is not None else None
         self._grant_of = grant_of
-        self._developer = Principal("developer")
+        self._developer = DEVELOPER
         self.central = Principal(CENTRAL)
         """The centre: what its token authenticates."""
 
@@ -213,14 +152,6 @@ class Tokens:
         if self._grant_of is None:
             raise Unauthenticated("the token is not known here: send `authorization: Bearer TOKEN` with a valid one")
         return principal_of(self._grant_of(token))
-
-
-def principal_of(grant: Grant) -> Principal:
-    """Who calls with a token that allows `grant`. Tokens that were made from one another have the same name."""
-    rights = EVERYTHING
-    for scope in grant.scopes:
-        rights &= SCOPES.get(scope, frozenset())
-    return Principal(f"token-{grant.revocation_ids[0][:16]}", grant.organization, grant.apps, rights)
 
 
 InsistOnReach = Callable[[str], Awaitable[None]]

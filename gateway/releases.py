@@ -15,13 +15,14 @@ from skerry.store.v1.release_pb2 import ReleaseRecord, ReleaseStatus
 from skerry.store.v1.store_pb2 import AppRecord
 
 from gateway.apps import Apps, Catalog
-from gateway.auth import Principal, current_principal
+from gateway.auth import current_principal
 from gateway.rest.writing import encode_value
 from gateway.retrying import Retries
 from gateway.routing import Peer, Routing
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidConfig, NotFound, Violation
 from services.runtime.ids import cell_of, new_release_id
+from services.runtime.principals import email_of
 
 if TYPE_CHECKING:
     from skerry.store.v1.release_store_pb2_grpc import ReleaseStoreAsyncStub
@@ -40,7 +41,6 @@ LONGEST_IMAGE = 1000
 LONGEST_KEY = 255
 MOST_DEFINITION_BYTES = 256 * 1024
 """Of a definition or metadata, as JSON."""
-MAIL_DOMAIN = "skerry.internal"
 
 
 class Releases:
@@ -199,12 +199,6 @@ def is_in_progress(release: ReleaseRecord) -> bool:
 def status_of(release: ReleaseRecord) -> str:
     """How far it is, as users read it."""
     return ReleaseStatus.Name(release.status).removeprefix("RELEASE_STATUS_").lower()
-
-
-def email_of(principal: Principal | None) -> str:
-    """What clients take for the address of whoever calls."""
-    name = principal.name if principal is not None else "nobody"
-    return name if "@" in name else f"{name}@{MAIL_DOMAIN}"
 
 
 def no_release(release_id: str) -> NotFound:

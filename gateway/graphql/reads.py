@@ -22,7 +22,7 @@ from gateway.auth import current_principal
 from gateway.graphql.sources import Sources
 from gateway.lifecycle import get_machine, list_machines
 from gateway.names import is_app_name, is_machine_id
-from gateway.releases import email_of, is_in_progress, is_stable, status_of
+from gateway.releases import is_in_progress, is_stable, status_of
 from gateway.rest.writing import encode_timestamp, encoder_of
 from gateway.routing import CALL_SECONDS, LIST_SECONDS, Peer
 from gateway.waits import STATE_NAMES
@@ -30,6 +30,7 @@ from services.runtime import graphql_types as shared
 from services.runtime.addresses import APPS_DOMAIN
 from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, SkerryError
 from services.runtime.ids import cell_of
+from services.runtime.principals import email_of
 from services.runtime.telemetry import log
 
 MIB = 1 << 20

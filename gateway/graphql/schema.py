@@ -8,7 +8,6 @@ from typing import Any
 import strawberry
 from skerry.machines.v1 import machines_pb2 as api
 from skerry.machines.v1 import secrets_pb2 as secrets_api
-from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
 
 from gateway.auth import Right, insist_on
 from gateway.graphql.reads import RegionReads
@@ -19,14 +18,10 @@ from services.runtime.graphql_types import (
     Release,
     Schema,
     User,
+    limits_of_operations,
     mutation,
     schema_config,
 )
-
-DEEPEST = 5
-"""Levels below the fields of an operation: what clients ask for, and no machines of the app of a machine."""
-MOST_ALIASES = 20
-MOST_TOKENS = 1000
 
 Info = strawberry.Info[RegionReads, Any]
 
@@ -148,13 +143,4 @@ async def _change_secrets(reads: RegionReads, app: App, values: Mapping[str, str
     return SecretsPayload(app=app, version=version, release=release)
 
 
-schema = Schema(
-    Query,
-    Mutation,
-    config=schema_config(),
-    extensions=[
-        lambda: QueryDepthLimiter(max_depth=DEEPEST),
-        lambda: MaxAliasesLimiter(max_alias_count=MOST_ALIASES),
-        lambda: MaxTokensLimiter(max_token_count=MOST_TOKENS),
-    ],
-)
+schema = Schema(Query, Mutation, config=schema_config(), extensions=limits_of_operations())

@@ -6,9 +6,9 @@ GraphQL answers have the status 200, errors too: {"data": null, "errors": [{"mes
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -23,15 +23,16 @@ from starlette.routing import Route
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from services.central import mirror
+from services.central.callers import Callers
 from services.central.errors import Invalid, Missing, Refusal, Unauthorized
 from services.central.faults import Faults
 from services.central.graphql.context import Centre
-from services.central.graphql.schema import schema
+from services.central.graphql.schema import client_schema, schema
+from services.runtime.principals import Principal
 from services.runtime.telemetry import current_trace_id, log, metrics, serving, tracer
 
 SERVICE = "central"
 MAX_BODY_BYTES = 16 * 1024 * 1024
-SCHEMES = ("bearer", "flyv1")
 
 BAD_REQUEST = "BAD_REQUEST"
 INTERNAL = "INTERNAL"
@@ -69,13 +70,13 @@ class CentralApp:
         self,
         centre: Centre,
         *,
-        token: str,
+        callers: Callers,
         timeout: float,
         healthy: Callable[[], Awaitable[bool]],
         faults: Faults | None = None,
     ) -> None:
         self._centre = centre
-        self._token = token.encode()
+        self._callers = callers
         self._timeout = timeout
         self._healthy = healthy
         self._faults = faults
@@ -118,25 +119,25 @@ class CentralApp:
             async with asyncio.timeout(self._timeout):
                 if self._faults is not None and await self._faults.suffer():
                     return 500, _failed("a fault was asked for", INTERNAL)
-                self._authenticate(request)
-                document = await _json_object(request)
-                return 200, await self._execute(document)
+                centre = await self._centre_for(request)
+                return 200, await self._execute(await _json_object(request), centre)
         except Refusal as error:
             return 200, _refused(error)
         except TimeoutError:
             log.warning("central_request_timeout", seconds=self._timeout)
             return 200, _failed(f"not done within {self._timeout:g} s", TIMEOUT)
         except Exception as error:
-            return 200, {"data": None, "errors": [_fault(error)]}
+            return 200, {"data": None, "errors": [_of_cause(error)]}
 
-    async def _execute(self, document: Mapping[str, Any]) -> Answer:
+    async def _execute(self, document: Mapping[str, Any], centre: Centre) -> Answer:
         query, variables = document.get("query"), document.get("variables") or {}
         operation = document.get("operationName")
         if not isinstance(query, str) or not isinstance(variables, dict) or not isinstance(operation, str | None):
             raise Invalid("the body must be {query: string, variables: object, operationName: string}")
         with self._tracer.span(f"graphql {operation or 'operation'}"):
             try:
-                result = await schema.execute(query, variables, self._centre, operation_name=operation or None)
+                served = schema if _may_everything(centre.principal) else client_schema
+                result = await served.execute(query, variables, centre, operation_name=operation or None)
             except CannotGetOperationTypeError as error:
                 raise Invalid("operationName must name an operation of the query") from error
         answer: Answer = {"data": result.data}
@@ -144,21 +145,21 @@ class CentralApp:
             answer["errors"] = [_shown(error) for error in result.errors]
         return answer
 
-    def _authenticate(self, request: Request) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() not in SCHEMES or not hmac.compare_digest(token.strip().encode(), self._token):
-            raise Unauthorized("You must be authenticated to view this.")
+    async def _centre_for(self, request: Request) -> Centre:
+        """The centre as whoever sent the request sees it. Raises Unauthorized."""
+        return replace(self._centre, principal=await self._callers.of(request.headers.get("authorization", "")))
 
     # REST
 
-    def _rest(self, handler: Callable[[Request], Awaitable[Answer]]) -> Callable[[Request], Awaitable[Response]]:
+    def _rest(
+        self, handler: Callable[[Request, Centre], Awaitable[Answer]]
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             serving.set(SERVICE)
             span = self._tracer.serve(handler.__name__.strip("_"), request.headers, {"skerry.service": SERVICE})
             try:
                 async with asyncio.timeout(self._timeout):
-                    self._authenticate(request)
-                    return JSONResponse(await handler(request))
+                    return JSONResponse(await handler(request, await self._centre_for(request)))
             except Refusal as error:
                 status = _STATUS.get(type(error), 500)
                 return JSONResponse({"error": error.message, "status": error.code.lower()}, status)
@@ -170,8 +171,8 @@ class CentralApp:
 
         return endpoint
 
-    async def _organization(self, request: Request) -> Answer:
-        found = await self._centre.catalog.organization(request.path_params["slug"])
+    async def _organization(self, request: Request, centre: Centre) -> Answer:
+        found = await centre.organization_record(request.path_params["slug"])
         return {
             "organization": {
                 "id": found.id,
@@ -187,23 +188,23 @@ class CentralApp:
             }
         }
 
-    async def _releases(self, request: Request) -> Answer:
-        return {"releases": await self._mirrored_releases(request)}
+    async def _releases(self, request: Request, centre: Centre) -> Answer:
+        return {"releases": await self._mirrored_releases(request, centre)}
 
-    async def _current_release(self, request: Request) -> Answer:
-        releases = await self._mirrored_releases(request)
+    async def _current_release(self, request: Request, centre: Centre) -> Answer:
+        releases = await self._mirrored_releases(request, centre)
         if not releases:
             raise Missing("the app has no release")
         return {"release": releases[0]}
 
-    async def _mirrored_releases(self, request: Request) -> list[Mapping[str, Any]]:
-        app = await self._centre.catalog.app(request.path_params["app"])
-        records = await self._centre.mirror.of_app(mirror.RELEASE, app.id)
+    async def _mirrored_releases(self, request: Request, centre: Centre) -> list[Mapping[str, Any]]:
+        app = await centre.app_record(request.path_params["app"])
+        records = await centre.mirror.of_app(mirror.RELEASE, app.id)
         newest_first = sorted((r.payload for r in records), key=lambda p: int(p.get("version") or 0), reverse=True)
         return [{name: payload.get(name) for name in _RELEASE_FIELDS} for payload in newest_first]
 
-    async def _set_faults(self, request: Request) -> Answer:
-        if self._faults is None:
+    async def _set_faults(self, request: Request, centre: Centre) -> Answer:
+        if self._faults is None or not _may_everything(centre.principal):
             raise Missing("faults are off")
         if request.method == "POST":
             self._faults.set(await _json_object(request))
@@ -242,23 +243,27 @@ async def _json_object(request: Request) -> dict[str, Any]:
 
 def _shown(error: GraphQLError) -> Answer:
     cause = error.original_error
-    if isinstance(cause, Refusal):
-        shown = _one(cause.message, cause.code, cause.extensions)
-    elif cause is None or (isinstance(cause, GraphQLError | ValueError) and not error.path):
+    if cause is None or (isinstance(cause, GraphQLError | ValueError) and not error.path):
         shown = _one(error.message, BAD_REQUEST)
-    elif isinstance(cause, TimeoutError):  # Which is an OSError too.
-        log.error("central_database_slow", reason=str(cause))
-        shown = _one("the centre's database does not answer in time; try again", TIMEOUT)
-    elif isinstance(cause, _DATABASE_DOWN):
-        log.error("central_database_down", reason=str(cause))
-        shown = _one("the centre's database is away; try again", UNAVAILABLE)
-    elif isinstance(cause, asyncpg.DataError):
-        shown = _one(f"a value is none that the centre can keep: {cause}", Invalid.code)
     else:
-        shown = _fault(cause)
+        shown = _of_cause(cause)
     if error.path:
         shown["path"] = error.path
     return shown
+
+
+def _of_cause(cause: BaseException) -> Answer:
+    if isinstance(cause, Refusal):
+        return _one(cause.message, cause.code, cause.extensions)
+    if isinstance(cause, TimeoutError):  # Which is an OSError too.
+        log.error("central_database_slow", reason=str(cause))
+        return _one("the centre's database does not answer in time; try again", TIMEOUT)
+    if isinstance(cause, _DATABASE_DOWN):
+        log.error("central_database_down", reason=str(cause))
+        return _one("the centre's database is away; try again", UNAVAILABLE)
+    if isinstance(cause, asyncpg.DataError):
+        return _one(f"a value is none that the centre can keep: {cause}", Invalid.code)
+    return _fault(cause)
 
 
 def _fault(cause: BaseException) -> Answer:
@@ -276,6 +281,10 @@ def _failed(message: str, code: str) -> Answer:
 
 def _refused(error: Refusal) -> Answer:
     return {"data": None, "errors": [_one(error.message, error.code, error.extensions)]}
+
+
+def _may_everything(principal: Principal) -> bool:
+    return principal.organization is None
 
 
 def _code(answer: Answer) -> str:

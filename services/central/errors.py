@@ -29,6 +29,12 @@ class Unauthorized(Refusal):
     code = "UNAUTHORIZED"
 
 
+class NotAllowed(Refusal):
+    """The token reaches what is named, and lacks the right."""
+
+    code = "FORBIDDEN"
+
+
 class Missing(Refusal):
     """Something that was named does not exist."""
 

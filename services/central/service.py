@@ -16,6 +16,7 @@ import uvicorn
 
 from services.central import releases
 from services.central.app import CentralApp
+from services.central.callers import Callers
 from services.central.catalog import Catalog
 from services.central.conversion import Conversion
 from services.central.database import Database, ensure_database
@@ -29,6 +30,7 @@ from services.central.tokens import Tokens
 from services.central.vault import Vault
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.postgres import OwnedPostgres
+from services.runtime.principals import DEVELOPER, Principal
 from services.runtime.regions import RegionMap
 from services.runtime.registry import Registry
 from services.runtime.tasks import run_forever
@@ -138,7 +140,6 @@ class CentralService:
             region_map=self.regions,
             converters=releases.load(settings.releases) if settings.releases else releases.RELEASES,
             apps_domain=settings.apps_domain,
-            viewer_email=settings.viewer_email,
         )
 
         async def healthy() -> bool:
@@ -150,11 +151,18 @@ class CentralService:
 
         return CentralApp(
             centre,
-            token=settings.token.get_secret_value(),
+            callers=self._callers(tokens),
             timeout=settings.request_timeout_s + settings.longest_wait_s,
             healthy=healthy,
             faults=Faults(self._clock, self._random) if settings.faults else None,
         )
+
+    def _callers(self, tokens: Tokens) -> Callers:
+        settings = self._settings
+        everything = {settings.token.get_secret_value(): Principal(settings.viewer_email)}
+        if settings.development_token is not None:
+            everything[settings.development_token.get_secret_value()] = DEVELOPER
+        return Callers(everything, tokens, self._clock)
 
     async def _forget(self, feed: Feed) -> None:
         while True:

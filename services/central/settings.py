@@ -26,6 +26,8 @@ class CentralSettings(BaseSettings):
     """Folder of a PostgreSQL of the centre's own: one instance starts it and restarts it when it dies."""
     token: SecretStr
     """What callers send as Bearer token."""
+    development_token: SecretStr | None = None
+    """A token that clients may do everything with. For development only."""
     secret_key: SecretStr
     """Key of the app secrets at rest: 64 hex digits."""
     region_map: Path

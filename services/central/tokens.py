@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.central.database import Database, Row, Write
-from services.central.errors import Invalid, Missing, Refusal
+from services.central.errors import Invalid, Missing, Refusal, Unauthorized
 from services.central.vault import Vault
 from services.runtime import tokens
-from services.runtime.errors import InvalidConfig
+from services.runtime.errors import InvalidConfig, Unauthenticated
 from services.runtime.telemetry import log
 
 TOKEN_KEY = "token_key"
@@ -92,6 +92,21 @@ class Tokens:
         """The keys that are not retired, the newest one, which signs, first."""
         async with self._database.read() as session:
             return [_key(row) for row in await session.all("token_keys")]
+
+    async def verify(self, token: str, now: float) -> tokens.Grant:
+        """What a token allows at `now` (unix seconds). Raises Unauthorized."""
+        try:
+            # What is no token at all costs no look at the database.
+            blocks = list(tokens.inspect(token).revocation_ids)
+        except InvalidConfig:
+            raise Unauthorized("the token is not valid here: get a new one") from None
+        async with self._database.read() as session:
+            keys = {row["id"]: bytes(row["public_key"]) for row in await session.all("token_keys")}
+            revoked = {row["id"] for row in await session.all("revoked", blocks)}
+        try:
+            return tokens.verify(token, keys, now, revoked)
+        except Unauthenticated as error:
+            raise Unauthorized(error.message) from None
 
     async def rotate(self) -> TokenKey:
         """A new key, that signs from now on. Tokens of the keys before it stay valid until these are retired."""

@@ -132,6 +132,7 @@ def central_settings_of(mesh: Mesh, process: Process) -> CentralSettings:
         listen=f"{HOST}:{process.rest}",
         postgres_dir=mesh.postgres_directory(CENTRAL),
         token=SecretStr(mesh.central_secret("central-token")),
+        development_token=SecretStr(mesh.token),
         secret_key=SecretStr(mesh.central_secret("central-key")),
         region_map=mesh.region_map,
         gateways=doors,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NewType, Protocol, TypeVar
 
 import strawberry
 from graphql import GraphQLError
+from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter, SchemaExtension
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types import ExecutionContext
@@ -24,6 +25,11 @@ MOST_MACHINES = 1000
 """Machines that are shown of an app."""
 MOST_RELEASES = 100
 """Releases that are shown of an app."""
+
+DEEPEST = 5
+"""Levels below the fields of an operation: what clients ask for, and no machines of the app of a machine."""
+MOST_ALIASES = 20
+MOST_TOKENS = 1000
 
 AddOnType = NewType("AddOnType", str)
 Long = NewType("Long", int)
@@ -522,6 +528,15 @@ class Schema(strawberry.Schema):
 
     def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """Nothing: see the class."""
+
+
+def limits_of_operations() -> list[Callable[[], SchemaExtension]]:
+    """Extensions of a schema that keep operations of clients as small as those that clients need."""
+    return [
+        lambda: QueryDepthLimiter(max_depth=DEEPEST),
+        lambda: MaxAliasesLimiter(max_alias_count=MOST_ALIASES),
+        lambda: MaxTokensLimiter(max_token_count=MOST_TOKENS),
+    ]
 
 
 def schema_config() -> StrawberryConfig:

@@ -8,16 +8,18 @@ from typing import Any
 
 import strawberry
 
+from services.central import catalog as records
 from services.central import mirror
 from services.central.catalog import Catalog
 from services.central.conversion import Conversion
-from services.central.errors import Missing
+from services.central.errors import Missing, NotAllowed
 from services.central.feed import Feed
 from services.central.graphql import types
 from services.central.mirror import Mirror
 from services.central.releases import Release
 from services.central.tokens import Tokens
 from services.runtime import graphql_types as shared
+from services.runtime.principals import DEVELOPER, Principal, Right, email_of, forbidden
 from services.runtime.regions import RegionMap
 
 
@@ -33,13 +35,34 @@ class Centre:
     region_map: RegionMap
     converters: Mapping[str, Release]
     apps_domain: str
-    viewer_email: str
+    principal: Principal = DEVELOPER
+    """Who asks."""
+
+    def insist_on(self, right: Right) -> None:
+        """Raises NotAllowed unless whoever asks has `right` on what they reach."""
+        if not self.principal.may(right):
+            raise NotAllowed(forbidden(right).message)
+
+    async def organization_record(self, slug_or_id: str) -> records.Organization:
+        """An organization that is reached. Raises Missing."""
+        record = await self.catalog.organization(slug_or_id)
+        if not self.principal.reaches_organization(record.slug):
+            raise Missing(shared.NO_ORGANIZATION)
+        return record
+
+    async def app_record(self, name_or_id: str) -> records.App:
+        """An app that is reached. Raises Missing."""
+        record = await self.catalog.app(name_or_id)
+        if not self.principal.reaches(record.name, record.organization_slug):
+            raise Missing(shared.NO_APP)
+        return record
 
     async def organizations(self) -> Sequence[shared.Organization]:
-        return [types.organization(record) for record in await self.catalog.organizations()]
+        found = await self.catalog.organizations()
+        return [types.organization(record) for record in found if self.principal.reaches_organization(record.slug)]
 
     async def organization(self, slug_or_id: str) -> shared.Organization:
-        return types.organization(await self.catalog.organization(slug_or_id))
+        return types.organization(await self.organization_record(slug_or_id))
 
     async def organization_of(self, app: shared.App) -> shared.Organization:
         return await self.organization(app.record.organization_id)
@@ -49,7 +72,7 @@ class Centre:
         return shared.Limits(cpus=limits.cpus, memory_mb=limits.memory_mb, gpus=limits.gpus, machines=limits.machines)
 
     async def app(self, name_or_id: str) -> shared.App:
-        return types.app(await self.catalog.app(name_or_id), self.apps_domain)
+        return types.app(await self.app_record(name_or_id), self.apps_domain)
 
     async def app_of(self, owned: shared.Machine | shared.Volume) -> shared.App:
         return await self.app(str(owned.record.payload.get("app_id")))
@@ -62,9 +85,9 @@ class Centre:
         if record.gone:
             raise Missing(shared.NO_MACHINE)
         try:
-            app = await self.catalog.app(str(record.payload.get("app_id")))
+            app = await self.app_record(str(record.payload.get("app_id")))
         except Missing:
-            # It is deleted, and its machines are being destroyed.
+            # It is not reached, or deleted, and its machines are being destroyed.
             raise Missing(shared.NO_MACHINE) from None
         return types.machine(record, app)
 
@@ -78,7 +101,12 @@ class Centre:
         return found or [shared.Region.of(self.region_map.region_of_cell(app.home_cell))]
 
     async def volume(self, volume_id: str) -> shared.Volume:
-        return types.volume(await self.mirror.record(mirror.VOLUME, volume_id))
+        record = await self.mirror.record(mirror.VOLUME, volume_id)
+        try:
+            await self.app_record(str(record.payload.get("app_id")))
+        except Missing:
+            raise Missing(shared.NO_VOLUME) from None
+        return types.volume(record)
 
     async def releases_of(self, app: shared.App, first: int) -> Sequence[shared.ReleaseUnprocessed]:
         records = await self.mirror.of_app(mirror.RELEASE, app.id)
@@ -105,7 +133,7 @@ class Centre:
         return self.regions()[0]
 
     def viewer(self) -> shared.User | shared.Macaroon:
-        return shared.User.of(self.viewer_email)
+        return shared.User.of(email_of(self.principal))
 
 
 Info = strawberry.Info[Centre, Any]

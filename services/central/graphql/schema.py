@@ -8,7 +8,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from services.central import catalog, conversion, feed, mirror
-from services.central.errors import Invalid, TakenByRegions
+from services.central.errors import Invalid, NotAllowed, TakenByRegions
 from services.central.graphql import types
 from services.central.graphql.context import Info
 from services.central.graphql.tokens import TokenMutation, TokenQuery
@@ -23,9 +23,11 @@ from services.runtime.graphql_types import (
     Schema,
     User,
     field,
+    limits_of_operations,
     mutation,
     schema_config,
 )
+from services.runtime.principals import Right, email_of
 
 MOST_NODES = 1_000
 LONGEST_PARTS = 100
@@ -149,6 +151,11 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Invalid(f"{name} must be an object")
     return value
+
+
+@strawberry.type(name="Query")
+class ClientQuery(ReadQuery):
+    """What clients read."""
 
 
 @strawberry.type
@@ -336,12 +343,18 @@ class MirrorSnapshotInput:
     last: bool = True
 
 
-@strawberry.type
-class Mutation(TokenMutation):
+@strawberry.type(name="Mutation")
+class ClientMutation:
+    """What clients change, each where its token reaches and may."""
+
     @mutation("A new app. NAME_TAKEN, INVALID, NOT_FOUND (the organization).")
     async def create_app(self, info: Info, input: CreateAppInput) -> CreateAppPayload:
+        owner = await info.context.organization_record(input.organization_id)
+        info.context.insist_on(Right.MANAGE_APPS)
+        if info.context.principal.apps is not None:
+            raise NotAllowed("this token is for single apps: creating one needs a token of the organization")
         record = await info.context.catalog.create_app(
-            organization=input.organization_id,
+            organization=owner.id,
             name=input.name,
             preferred_region=input.preferred_region,
             network=input.network,
@@ -352,30 +365,24 @@ class Mutation(TokenMutation):
 
     @mutation("Delete an app, by its name or id. NOT_FOUND.")
     async def delete_app(self, info: Info, app_id: strawberry.ID) -> DeleteAppPayload:
-        return DeleteAppPayload(organization=types.organization(await info.context.catalog.delete_app(app_id)))
+        app = await _app_to_change(info, app_id, Right.MANAGE_APPS)
+        return DeleteAppPayload(organization=types.organization(await info.context.catalog.delete_app(app.id)))
 
     @mutation("Set secrets of an app; replaceAll: remove those that are not named.")
     async def set_secrets(self, info: Info, input: SetSecretsInput) -> SecretsPayload:
+        app = await _app_to_change(info, input.app_id, Right.SET_SECRETS)
         values = {secret.key: secret.value for secret in input.secrets}
-        record = await info.context.catalog.set_secrets(input.app_id, values, only=bool(input.replace_all))
+        record = await info.context.catalog.set_secrets(app.id, values, only=bool(input.replace_all))
         return _secrets_changed(record, info)
 
     @mutation("Remove secrets of an app.")
     async def unset_secrets(self, info: Info, input: UnsetSecretsInput) -> SecretsPayload:
-        return _secrets_changed(await info.context.catalog.unset_secrets(input.app_id, input.keys), info)
-
-    @mutation("For regions: set secrets of an app and remove others, as one new version. NOT_FOUND, INVALID.")
-    async def update_secrets(self, info: Info, input: UpdateSecretsInput) -> SecretsRecordPayload:
-        values, records = {secret.key: secret.value for secret in input.secrets}, info.context.catalog
-        if values or not input.unset:
-            await records.set_secrets(input.app_id, values, removed=input.unset)
-        else:
-            await records.unset_secrets(input.app_id, input.unset)
-        return await _secrets_record(records, input.app_id)
+        app = await _app_to_change(info, input.app_id, Right.SET_SECRETS)
+        return _secrets_changed(await info.context.catalog.unset_secrets(app.id, input.keys), info)
 
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def create_release(self, info: Info, input: CreateReleaseInput) -> ReleasePayload:
-        app = await info.context.catalog.app(input.app_id)
+        app = await _app_to_change(info, input.app_id, Right.CHANGE)
         home = info.context.region_map.region_of_cell(app.home_cell)
         raise TakenByRegions(
             f"releases of {app.name} are taken by its home region {home.code}: send them there",
@@ -385,11 +392,26 @@ class Mutation(TokenMutation):
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def update_release(self, info: Info, input: UpdateReleaseInput) -> ReleasePayload:
         record = await info.context.mirror.record(mirror.RELEASE, input.release_id)
+        await _app_to_change(info, str(record.payload.get("app_id")), Right.CHANGE)
         home = info.context.region_map.region_of_cell(record.cell)
         raise TakenByRegions(
             f"that release was taken by the region {home.code}: send its progress there",
             {"region": home.code, "cell": record.cell},
         )
+
+
+@strawberry.type
+class Mutation(ClientMutation, TokenMutation):
+    """What the regions and operators change, too."""
+
+    @mutation("For regions: set secrets of an app and remove others, as one new version. NOT_FOUND, INVALID.")
+    async def update_secrets(self, info: Info, input: UpdateSecretsInput) -> SecretsRecordPayload:
+        values, records = {secret.key: secret.value for secret in input.secrets}, info.context.catalog
+        if values or not input.unset:
+            await records.set_secrets(input.app_id, values, removed=input.unset)
+        else:
+            await records.unset_secrets(input.app_id, input.unset)
+        return await _secrets_record(records, input.app_id)
 
     @mutation("For operators: let a name stand for an image.")
     async def set_image_alias(self, info: Info, input: SetImageAliasInput) -> ImageAliasPayload:
@@ -437,6 +459,12 @@ def _payload(value: JSON | None, name: str) -> dict[str, Any] | None:
     return None if value is None else _object(value, name)
 
 
+async def _app_to_change(info: Info, name_or_id: str, right: Right) -> catalog.App:
+    app = await info.context.app_record(name_or_id)
+    info.context.insist_on(right)
+    return app
+
+
 async def _secrets_record(records: catalog.Catalog, app_id: str) -> SecretsRecordPayload:
     record = await records.secrets_record(app_id)
     return SecretsRecordPayload(record=None if record is None else JSON(record))
@@ -444,7 +472,7 @@ async def _secrets_record(records: catalog.Catalog, app_id: str) -> SecretsRecor
 
 def _secrets_changed(record: catalog.App, info: Info) -> SecretsPayload:
     version = record.secrets_version
-    email = info.context.viewer_email
+    email = email_of(info.context.principal)
     release = Release(
         id=strawberry.ID(f"{record.id}-secrets-{version}"),
         version=version,
@@ -466,3 +494,7 @@ schema = Schema(
     Mutation,
     config=schema_config(),
 )
+"""What tokens that may do everything can ask for."""
+
+client_schema = Schema(ClientQuery, ClientMutation, config=schema_config(), extensions=limits_of_operations())
+"""What all other tokens can ask for, on what they reach."""

@@ -19,5 +19,8 @@ INSERT INTO revocations (id, cell, revoked_at) VALUES ($1, $2, $3) ON CONFLICT D
 -- name: revocation
 SELECT id, cell, revoked_at FROM revocations WHERE id = $1
 
+-- name: revoked
+SELECT id FROM revocations WHERE id = ANY($1::text[])
+
 -- name: uploaded_revocations
 SELECT key, payload FROM mirror_uploads WHERE cell = $1 AND revision = $2 AND kind = 'revocation'
