@@ -334,9 +334,11 @@ async def _candidates(creation: Creation, full: Sequence[str] = ()) -> list[str]
     if not zones:
         raise refusal
     named = ", ".join(sorted(zones))
+    others = any(worker.zone not in zones for worker in creation.fleet)
+    why = f"in no other zone a worker has room: {refusal.message}" if others else "the region has no other"
     raise NoCapacity(
-        f"the app has such volumes in zone {named} already, and in no other zone a worker has room: {refusal.message}; "
-        "or leave the unique zone out",
+        f"the app has such volumes in zone {named} already, and {why}: leave require_unique_zone out, or "
+        "create it in another region",
         metadata={**refusal.metadata, "constraint": "zone"},
     )
 
