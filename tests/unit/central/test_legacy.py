@@ -265,8 +265,9 @@ GUESTS = st.sampled_from(
 @given(ORDINARY)
 @settings(max_examples=250, deadline=None)
 def test_both_convert_ordinary_configurations_alike_and_refuse_none(config: Json) -> None:
-    assert differing_parts(config) == {}
+    # The centre gets what a region has read: without objects of which nothing is set, for one.
     message = read(config)
+    assert differing_parts(public_json(message), message=message) == {}
     assert {part: in_the_region(part, message)[1] for part in PARTS} == dict.fromkeys(PARTS, frozenset())
 
 
