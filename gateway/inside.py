@@ -69,8 +69,9 @@ class WorkerChannels:
 async def exec_machine(
     around: Surroundings, workers: WorkerChannels, request: api.ExecMachineRequest
 ) -> api.ExecMachineResponse:
-    """Run a command inside a machine that runs; one that takes too long is killed, with status 137.
+    """Run a command inside a machine that runs.
 
+    One that takes too long is killed, with status 137, and its stderr says so.
     Raises NotFound, WrongState, InvalidConfig, DependencyDown naming the worker.
     """
     violations: list[Violation] = []
@@ -89,10 +90,11 @@ async def exec_machine(
         machine_id=machine.id, command=request.cmd, stdin=request.stdin.encode(), timeout=Duration(seconds=seconds)
     )
     ran: worker.ExecResponse = await _ask(workers, machine, "Exec", call, seconds + CALL_SECONDS)
+    complaints = ran.stderr.decode(errors="replace")
+    if ran.timed_out:
+        complaints += f"the command was killed: it was not done within its timeout of {seconds} s\n"
     return api.ExecMachineResponse(
-        exit_code=ran.exit_code,
-        stdout=ran.stdout.decode(errors="replace"),
-        stderr=ran.stderr.decode(errors="replace"),
+        exit_code=ran.exit_code, stdout=ran.stdout.decode(errors="replace"), stderr=complaints
     )
 
 

@@ -92,8 +92,8 @@ async def run_command(
         _join_limits(inside.pid, process.pid)
         outputs = asyncio.gather(_feed(process, stdin), _read(process.stdout), _read(process.stderr), process.wait())
         await asyncio.wait((outputs, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        timed_out = not outputs.done()
-        if timed_out:
+        timed_out = not outputs.done() and not ended.done()
+        if not outputs.done():
             _kill(process)
         _, stdout, stderr, code = await outputs
     finally:

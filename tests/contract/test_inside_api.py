@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -48,7 +49,21 @@ async def test_a_command_that_takes_too_long_is_killed_with_all_it_has_started(l
     path = await sleeping(lively_region, await lively_region.app())
     ran = await run(lively_region, path, "sleep 3599 & echo $!; sleep 3599", timeout=1)
     assert ran["exit_code"] == 137
+    assert ran["stderr"] == "the command was killed: it was not done within its timeout of 1 s\n"
     assert start_time(int(ran["stdout"])) == 0
+
+
+async def test_a_command_ends_with_its_machine_and_blames_no_timeout(lively_region: TestRegion) -> None:
+    path = await sleeping(lively_region, await lively_region.app())
+    running = asyncio.create_task(run(lively_region, path, "touch begun; sleep 3598", timeout=50))
+
+    async def has_begun() -> bool:
+        return bool((await run(lively_region, path, "test -e begun"))["exit_code"] == 0)
+
+    await eventually(has_begun)
+    assert (await lively_region.call("POST", f"{path}/signal", {"signal": 9})).status == 200
+    ran = await running
+    assert (ran["exit_code"], ran["stderr"]) == (137, "")
 
 
 async def test_a_command_that_writes_without_end_costs_bounded_memory(lively_region: TestRegion) -> None:
