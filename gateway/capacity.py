@@ -65,6 +65,21 @@ _PERFORMANCE = _Kind((1, 2, 4, 6, 8, 10, 12, 14, 16), 2048, 8192)
 _STEP_MB = 256
 
 
+def no_other_zone(taken: Iterable[str], refusal: NoCapacity | None) -> NoCapacity:
+    """The error for a volume that may be in none of the `taken` zones.
+
+    `refusal` says why the others have no room; None is for a region that has no others.
+    """
+    named = f"the app has such volumes in zone {', '.join(sorted(taken))} already"
+    if refusal is None:
+        advice = "leave require_unique_zone out, or create it in another region"
+        return NoCapacity(f"{named}, and the region has no other: {advice}", metadata={"constraint": "zone"})
+    return NoCapacity(
+        f"{named}, and in no other zone a worker has room: {refusal.message}; or leave require_unique_zone out",
+        metadata={**refusal.metadata, "constraint": "zone"},
+    )
+
+
 def no_capacity(region: str, need: Resources, placed: PlaceResponse) -> NoCapacity:
     """The error for a machine with `need` for which the scheduler found no worker: why, per reason, and what to do."""
     if not placed.workers:

@@ -16,7 +16,7 @@ from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.machine_pb2 import HOST_STATUS_UNSPECIFIED, HostStatus
 from skerry.types.v1.resources_pb2 import Resources
 
-from gateway.capacity import no_capacity
+from gateway.capacity import no_capacity, no_other_zone
 from gateway.fleet import Fleet
 from gateway.machines import LONGEST_KEY, Surroundings, region_violation
 from gateway.mounts import USABLE
@@ -333,14 +333,8 @@ async def _candidates(creation: Creation, full: Sequence[str] = ()) -> list[str]
     refusal = no_capacity(around.region, creation.need, placed)
     if not zones:
         raise refusal
-    named = ", ".join(sorted(zones))
     others = any(worker.zone not in zones for worker in creation.fleet)
-    why = f"in no other zone a worker has room: {refusal.message}" if others else "the region has no other"
-    raise NoCapacity(
-        f"the app has such volumes in zone {named} already, and {why}: leave require_unique_zone out, or "
-        "create it in another region",
-        metadata={**refusal.metadata, "constraint": "zone"},
-    )
+    raise no_other_zone(zones, refusal if others else None)
 
 
 def _encrypted(creation: Creation) -> bool:

@@ -6,7 +6,8 @@ import pytest
 from skerry.scheduler.v1.scheduler_pb2 import PlaceResponse, Rejection
 from skerry.types.v1.resources_pb2 import Resources
 
-from gateway.capacity import nearest_guest, no_capacity
+from gateway.capacity import nearest_guest, no_capacity, no_other_zone
+from services.runtime.errors import NoCapacity
 
 GIB = 1 << 30
 
@@ -84,3 +85,14 @@ def test_where_not_even_the_smallest_would_fit_that_is_said() -> None:
 
 def test_a_region_without_workers_says_so() -> None:
     assert "has no worker yet" in no_capacity("syd", Resources(), PlaceResponse()).message
+
+
+def test_a_volume_that_has_no_zone_left_says_whether_another_one_is_full_or_there_is_none() -> None:
+    none = no_other_zone({"b", "a"}, None)
+    assert none.message == (
+        "the app has such volumes in zone a, b already, and the region has no other: leave require_unique_zone out, or "
+        "create it in another region"
+    )
+    full = no_other_zone({"a"}, NoCapacity("3 too little disk", metadata={"disk": "3"}))
+    assert "in no other zone a worker has room: 3 too little disk; or leave" in full.message
+    assert (none.metadata["constraint"], full.metadata) == ("zone", {"disk": "3", "constraint": "zone"})
