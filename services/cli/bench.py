@@ -46,6 +46,23 @@ def start(as_json: AsJson = False) -> None:
 
 @app.command()
 @reports_errors
+def waiters(
+    count: Annotated[int, typer.Option("--waiters", min=1, help="Callers that wait at the same time.")] = 10_000,
+    as_json: AsJson = False,
+) -> None:
+    """What callers cost that wait for machines, and how soon they hear of an event."""
+    from services.cli.benchmarks.waiting import bench_waiters
+
+    result = _measured(partial(bench_waiters, count))
+    if as_json:
+        print_json(result)
+        return
+    runs = result["runs"]
+    print_table([name.upper() for name in runs[0]], [list(run.values()) for run in runs], empty="")
+
+
+@app.command()
+@reports_errors
 def place(
     workers: Annotated[int, typer.Option(min=1, help="Workers to place on.")] = 10_000, as_json: AsJson = False
 ) -> None:
