@@ -39,7 +39,7 @@ _BOOLS: Mapping[str, bool] = {
 
 FIELDS = "fields"
 """The query parameter of lists that chooses members of their items: "id,name,state"."""
-_COSTLY = frozenset({"config", "checks", "events"})
+_COSTLY = frozenset({"config", "image_ref", "checks", "events"})
 """Members of a machine that a summary lacks."""
 
 Fields = frozenset[str] | None

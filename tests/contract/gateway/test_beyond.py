@@ -160,6 +160,10 @@ async def test_a_list_answers_the_fields_that_are_asked_for(region: TestRegion) 
     machine = await region.machine(app)
     path = f"/v1/apps/{app}/machines"
     assert (await region.call("GET", f"{path}?fields=id,state")).json == [{"id": machine["id"], "state": "created"}]
+    # Each member reads as it does in the whole machine, also one that a summary lacks.
+    full = (await region.call("GET", path)).json[0]
+    for name, member in full.items():
+        assert (await region.call("GET", f"{path}?fields={name}")).json == [{name: member}]
     whole = (await region.call("GET", f"{path}?fields=config")).json
     assert whole == [{"config": machine["config"]}]
     answer = await region.call("GET", f"{path}?fields=id,nothing")
