@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from skerry.types.v1.config_pb2 import MachineConfig
 from services.runtime.errors import InvalidConfig, RevisionTooOld
 from tests.support import eventually
 from tests.support_gateway import TOKEN, TestRegion
+from tests.support_gateway import region as new_region
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -326,3 +327,21 @@ async def test_members_that_nothing_knows_must_be_json_of_their_own(region: Test
     created = await region.machines.CreateMachine(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
     shown = (await region.call("GET", f"/v1/apps/{app}/machines/{created.machine.id}")).json
     assert shown["config"]["new"] == {"deep": [1, None]}
+
+
+async def test_a_watch_ends_well_when_its_gateway_stops(postgres: str) -> None:
+    serving = new_region(postgres)
+    region = await serving.__aenter__()
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(serving)
+        app = await region.app()
+        async with httpx.AsyncClient(base_url=str(region.rest.base_url)) as client:
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            async with client.stream("GET", f"/v1/apps/{app}/machines/watch", headers=headers, timeout=30) as response:
+                events = Events(response)
+                await events.until_caught_up()
+                stopping = asyncio.create_task(stack.pop_all().aclose())
+                # Its end is that of the body: a connection that is cut would raise.
+                with pytest.raises(EOFError):
+                    await events.next()
+            await stopping

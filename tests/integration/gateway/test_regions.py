@@ -252,3 +252,42 @@ async def test_over_grpc_a_dead_region_is_down_too(regions: Regions, app: str) -
         await regions["syd"].machines.GetMachine(request, metadata=(("authorization", f"Bearer {TOKEN}"),))
     assert caught.value.metadata["region"] == DEAD
     assert caught.value.retry_after
+
+
+async def test_pages_go_through_the_machines_of_every_region_in_their_order(regions: Regions, app: str) -> None:
+    made: list[str] = []
+    for number in range(6):
+        to = list(CELLS)[number % 2]
+        answer = await regions["syd"].call("POST", f"/v1/apps/{app}/machines", {**BODY, "region": to})
+        made.append(answer.json["id"])
+    seen: list[str] = []
+    path = cursor = f"/v1/apps/{app}/machines?limit=2&fields=id"
+    while cursor:
+        page = await regions["iad"].call("GET", path)
+        assert page.headers["skerry-unreachable-regions"] == DEAD
+        seen += [machine["id"] for machine in page.json]
+        cursor = page.headers.get("skerry-next-cursor", "")
+        path = f"/v1/apps/{app}/machines?limit=2&fields=id&cursor={cursor}"
+    assert seen == made
+
+
+async def test_a_watch_of_another_region_goes_through_any_gateway(regions: Regions, app: str) -> None:
+    there = await regions["iad"].machine(app)
+    await regions["syd"].machine(app)
+    request = api.WatchMachinesRequest(app_name=app, region="iad")
+    call = regions["syd"].machines.WatchMachines(request, metadata=(("authorization", f"Bearer {TOKEN}"),), timeout=20)
+    responses = aiter(call)
+    assert (await anext(responses)).machine.id == there["id"]
+    assert (await anext(responses)).caught_up
+    other = await regions["iad"].machine(app)
+    while not (told := await anext(responses)).HasField("machine"):
+        pass
+    assert told.machine.id == other["id"]
+    call.cancel()
+    await eventually(lambda: regions["iad"].gateway.watching == 0)
+    request.region = DEAD
+    with pytest.raises(DependencyDown):
+        async for _ in regions["syd"].machines.WatchMachines(
+            request, metadata=(("authorization", f"Bearer {TOKEN}"),), timeout=20
+        ):
+            pass
