@@ -334,7 +334,8 @@ def own_variable(holder: Json, taken: dict[str, str], field: str, wrong: Wrong) 
 
 AUTOSTOPS = {False: "OFF", True: "STOP", "off": "OFF", "stop": "STOP", "suspend": "SUSPEND", None: "OFF", "": "OFF"}
 HANDLERS = ("http", "tls", "pg_tls", "proxy_proto", "edge_http")
-HTTP_FIELDS = ("compress", "response", "h2_backend", "idle_timeout", "headers_read_timeout", "replay_cache")
+HTTP_FIELDS = ("compress", "h2_backend", "idle_timeout", "headers_read_timeout", "replay_cache")
+RESPONSE_FIELDS = ("headers", "pristine")
 
 
 def services_v1(config: Json, _facts: Json, wrong: Wrong) -> Json:
@@ -424,7 +425,8 @@ def one_port(asked: Json, protocol: str, field: str, wrong: Wrong) -> Json:
         ),
     }
     options = get_dict(asked, "http_options", f"{field}.http_options", wrong)
-    if options.get("response") is not None or any(is_set(options, key) for key in HTTP_FIELDS):
+    response = get_dict(options, "response", f"{field}.http_options.response", wrong)
+    if any(is_set(options, key) for key in HTTP_FIELDS) or any(is_set(response, key) for key in RESPONSE_FIELDS):
         spec["http"] = http_options(options, f"{field}.http_options", wrong)
     return spec
 
