@@ -20,12 +20,7 @@ _CALL_SECONDS = 5.0
 @reports_errors
 def status(directory: Directory = None, as_json: AsJson = False) -> None:
     """Show the centre's instances, their releases, and whether they live."""
-    mesh = inside.mesh_of(directory)
-    alive = processes.running(mesh)
-    rows = [
-        {"instance": process.name, "release": release, "url": url, "pid": alive.get(process)}
-        for process, release, url in zip(mesh.processes(CENTRAL), mesh.central_releases, mesh.central_urls, strict=True)
-    ]
+    rows = _instances(inside.mesh_of(directory))
     if as_json:
         print_json({"instances": rows})
     else:
@@ -33,41 +28,66 @@ def status(directory: Directory = None, as_json: AsJson = False) -> None:
         print_table(columns, [tuple(row.values()) for row in rows], empty="the centre has no instance")
 
 
+def _instances(mesh: Mesh) -> list[dict[str, Any]]:
+    alive = processes.running(mesh)
+    planned = zip(mesh.processes(CENTRAL), mesh.central_releases, mesh.central_urls, strict=True)
+    return [
+        {"instance": process.name, "release": release, "url": url, "pid": alive.get(process)}
+        for process, release, url in planned
+    ]
+
+
 @app.command()
 @reports_errors
-def down(directory: Directory = None) -> None:
+def down(directory: Directory = None, as_json: AsJson = False) -> None:
     """Kill the centre, as an outage would."""
     mesh = inside.mesh_of(directory)
     alive = processes.running(mesh)
     pids = [alive[process] for process in mesh.processes(CENTRAL) if process in alive]
     processes.kill(pids)
+    if as_json:
+        print_json({"instances": _instances(mesh)})
     say(f"{len(pids)} instances of the centre are dead")
 
 
 @app.command("up")
 @reports_errors
-def start(directory: Directory = None) -> None:
+def start(directory: Directory = None, as_json: AsJson = False) -> None:
     """Start the centre again, and end its faults."""
     mesh = inside.mesh_of(directory)
     with mesh.exclusively():
         up.start(mesh, [])
     fault(mesh, slow_ms=0, error_rate=0.0)
+    if as_json:
+        print_json({"instances": _instances(mesh)})
     say("the centre is up")
 
 
 @app.command()
 @reports_errors
-def slow(milliseconds: Annotated[int, typer.Argument(min=0, metavar="MS")], directory: Directory = None) -> None:
+def slow(
+    milliseconds: Annotated[int, typer.Argument(min=0, metavar="MS")],
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
     """Let every answer of the centre take MS longer."""
     fault(inside.mesh_of(directory), slow_ms=milliseconds)
+    if as_json:
+        print_json({"slow_ms": milliseconds})
     say(f"every answer of the centre takes {milliseconds} ms longer")
 
 
 @app.command()
 @reports_errors
-def errors(rate: Annotated[float, typer.Argument(min=0, max=1, metavar="RATE")], directory: Directory = None) -> None:
+def errors(
+    rate: Annotated[float, typer.Argument(min=0, max=1, metavar="RATE")],
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
     """Let the share RATE (0..1) of the centre's answers be errors."""
     fault(inside.mesh_of(directory), error_rate=rate)
+    if as_json:
+        print_json({"error_rate": rate})
     say(f"{rate:.0%} of the centre's answers are errors")
 
 

@@ -161,7 +161,7 @@ def _change_everywhere(directory: Any, regions: str | None, work: Any, as_json: 
 
 @app.command()
 @reports_errors
-def unseal(part: Part, regions: Regions = None, directory: Directory = None) -> None:
+def unseal(part: Part, regions: Regions = None, directory: Directory = None, as_json: AsJson = False) -> None:
     """Let a sealed part go back to the centre again; the centre is asked first whether it converts it."""
     from skerry.handover.v1 import handover_pb2
 
@@ -172,8 +172,11 @@ def unseal(part: Part, regions: Regions = None, directory: Directory = None) -> 
 
     mesh = inside.mesh_of(directory)
     answers = inside.ask_all(mesh, inside.regions_of(mesh, regions), work)
-    if failures := [str(answer) for answer in answers.values() if isinstance(answer, inside.Refusal)]:
-        raise CommandError("; ".join(failures))
+    refused = {code: str(answer) for code, answer in answers.items() if isinstance(answer, inside.Refusal)}
+    if as_json:
+        print_json({"part": part, "unsealed": [code for code in answers if code not in refused], "refused": refused})
+    if refused:
+        raise CommandError("; ".join(refused.values()))
     say(f"{part} is not sealed any more in {', '.join(answers)}")
 
 

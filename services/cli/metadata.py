@@ -42,10 +42,13 @@ def set_entry(
     lease: LeaseNonce = None,
     region: RegionCode = None,
     directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Set one entry."""
     path = ("apps", app_name, "machines", machine, "metadata", key)
     Api.of(directory, region).call("POST", *path, body={"value": value}, headers=nonce_header(lease))
+    if as_json:
+        print_json({key: value})
     say(f"{key} of {machine} is {value!r}")
 
 
@@ -58,8 +61,11 @@ def delete_entry(
     lease: LeaseNonce = None,
     region: RegionCode = None,
     directory: Directory = None,
+    as_json: AsJson = False,
 ) -> None:
     """Delete one entry."""
     path = ("apps", app_name, "machines", machine, "metadata", key)
     Api.of(directory, region).call("DELETE", *path, headers=nonce_header(lease))
+    if as_json:
+        print_json({key: None})
     say(f"{machine} has no {key} any more")

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from services.cli import ports, processes
-from services.cli.console import Directory, progress, reports_errors, say
+from services.cli.console import AsJson, Directory, print_json, progress, reports_errors, say
 from services.cli.mesh import CENTRAL, Mesh, MeshError, Process, default_directory, remember
 
 READY_SECONDS = 60.0
@@ -40,6 +40,7 @@ def up(
     plan: Annotated[
         Plan | None, typer.Option(help="Who converts in a new mesh, the regions (default) or the centre.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start a centre and regions on this machine, or what of them is not running, and say what to try next."""
     began = time.monotonic()
@@ -50,16 +51,20 @@ def up(
         started = start(mesh, codes or mesh.regions)
     remember(where)
     say(_what_next(mesh, codes or mesh.regions, len(started), time.monotonic() - began))
+    if as_json:
+        print_json(mesh.endpoints(processes.running(mesh)))
     if not detach:
         _stay(mesh)
 
 
 @reports_errors
-def down(directory: Directory = None) -> None:
+def down(directory: Directory = None, as_json: AsJson = False) -> None:
     """Stop everything that `up` started, machines too; data stay, and `up` starts it all again."""
     mesh = Mesh.open((directory or default_directory()).absolute())
     with mesh.exclusively():
         stop(mesh)
+    if as_json:
+        print_json({"stopped": str(mesh.directory)})
     say(f"stopped; the data are in {mesh.directory}")
 
 
@@ -151,7 +156,7 @@ def _what_next(mesh: Mesh, regions: Sequence[str], started: int, seconds: float)
             '    -d \'{"config": {"image": "nginx", "env": {"PORT": "8088"}, '
             '"init": {"exec": ["python3", "-m", "http.server", "8088"]}}}\'',
             '  curl -s $API/apps/hello/machines -H "authorization: Bearer $TOKEN"',
-            "  skerry machines list hello",
+            f"  skerry machines list hello --region {regions[0]} --dir {mesh.directory}",
             f"  skerry down --dir {mesh.directory}",
         ]
     )

@@ -2,8 +2,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from services.cli.main import app
@@ -67,3 +69,12 @@ def test_help_imports_no_service_and_no_network_library() -> None:
     code = f"import sys, services.cli.main\nprint([name for name in {heavy!r} if name in sys.modules])\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_command_can_print_one_json_document_but_the_one_that_stays() -> None:
+    def without_json(command: Any, path: str) -> list[str]:
+        if subcommands := getattr(command, "commands", None):
+            return [found for name, each in subcommands.items() for found in without_json(each, f"{path} {name}")]
+        return [] if any("--json" in option.opts for option in command.params) else [path]
+
+    assert without_json(typer.main.get_command(app), "skerry") == ["skerry run"]
