@@ -26,6 +26,7 @@ from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_STARTING,
     MACHINE_STATE_SUSPENDED,
     MachineEvent,
+    MachineState,
 )
 from skerry.types.v1.spec_pb2 import MachineSpec
 
@@ -275,8 +276,10 @@ class Machines:
         after = [page.after_created_at, storable(page.after_id)] if page is not None else []
         left = page.limit if page is not None else 0
         make = whole_machine_record if whole else machine_record
+        # A state that there is not is one that no machine is in.
+        chosen_states = [state for state in states if state in MachineState.values()] if states else None
         async with self._database.reading() as connection:
-            cursor = await connection.cursor(statement, *scope, include_destroyed, list(states) or None, *after)
+            cursor = await connection.cursor(statement, *scope, include_destroyed, chosen_states, *after)
             while rows := await cursor.fetch(min(CHUNK, left) if left and not metadata else CHUNK):
                 records = [make(row) for row in rows]
                 chosen = [record for record in records if metadata.items() <= dict(record.metadata).items()]
