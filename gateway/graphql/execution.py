@@ -54,6 +54,8 @@ def _read(document: bytes) -> tuple[str, dict[str, Any], str | None]:
     query, variables, operation = body.get("query"), body.get("variables"), body.get("operationName")
     if not (isinstance(query, str) and isinstance(variables, dict | None) and isinstance(operation, str | None)):
         raise InvalidConfig("the body must be {query: string, variables: object, operationName: string}")
+    if not query.strip():
+        raise InvalidConfig("query must not be empty")
     return query, variables or {}, operation or None
 
 

@@ -134,6 +134,8 @@ class CentralApp:
         operation = document.get("operationName")
         if not isinstance(query, str) or not isinstance(variables, dict) or not isinstance(operation, str | None):
             raise Invalid("the body must be {query: string, variables: object, operationName: string}")
+        if not query.strip():
+            raise Invalid("query must not be empty")
         with self._tracer.span(f"graphql {operation or 'operation'}"):
             try:
                 served = schema if _may_everything(centre.principal) else client_schema

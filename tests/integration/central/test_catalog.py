@@ -228,6 +228,7 @@ async def test_the_token_is_accepted_under_both_schemes(centre: Centre) -> None:
         (b"not json", "INVALID"),
         (b"[]", "INVALID"),
         (b'{"query": 5}', "INVALID"),
+        (b'{"query": " "}', "INVALID"),
         (b'{"query": "{"}', "BAD_REQUEST"),
         (b'{"query": "{ nothing }"}', "BAD_REQUEST"),
         (b'{"query": "' + b"{ apps " * 20_000 + b'"}', "BAD_REQUEST"),

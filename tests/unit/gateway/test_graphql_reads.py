@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.graphql.execution import execute
 from gateway.graphql.reads import MOST_SHOWN, RegionReads
 from services.runtime.errors import InvalidConfig
 
@@ -25,3 +27,12 @@ async def test_machines_count_each_time_that_they_are_asked_for() -> None:
         assert len(await reads.machines_of(app)) == MOST_SHOWN // 4
     with pytest.raises(InvalidConfig, match=str(MOST_SHOWN)):
         await reads.machines_of(app)
+
+
+@pytest.mark.parametrize("document", [b"{", b"[]", b'{"query": 5}', b'{"query": ""}', b'{"query": " \\n"}'])
+async def test_what_is_no_operation_is_the_callers_mistake(document: bytes) -> None:
+    nothing: Any = SimpleNamespace(around=None, catalog=None)
+    answer, _ = await execute(document, nothing)
+    shown = json.loads(answer)
+    assert shown["data"] is None
+    assert [error["extensions"]["code"] for error in shown["errors"]] == ["INVALID"]
