@@ -63,6 +63,9 @@ def as_error(error: Exception) -> SkerryError | None:
         return Conflict(f"{error}: another leader took over")
     if isinstance(error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError):
         return InvalidConfig("a text holds a character that cannot be kept, such as NUL: leave it out")
+    # Raised before anything is sent, for a number that its column could not take.
+    if isinstance(error, asyncpg.DataError) and "value out of" in str(error):
+        return InvalidConfig(f"a number is too large or too small to be kept: {_shortly(error)}")
     return None
 
 
