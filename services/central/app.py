@@ -24,7 +24,7 @@ from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from services.central import mirror
 from services.central.callers import Callers
-from services.central.errors import Invalid, Missing, Refusal, Unauthorized
+from services.central.errors import Invalid, Missing, NotAllowed, Refusal, TakenByRegions, Unauthorized
 from services.central.faults import Faults
 from services.central.graphql.context import Centre
 from services.central.graphql.schema import client_schema, schema
@@ -88,6 +88,8 @@ class CentralApp:
             Route("/graphql", self._graphql, methods=["POST"]),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/api/v1/organizations/{slug}", self._rest(self._organization), methods=["GET"]),
+            Route("/api/v1/releases", self._rest(self._create_release), methods=["POST"]),
+            Route("/api/v1/releases/{id}", self._rest(self._update_release), methods=["PATCH"]),
             Route("/api/v1/apps/{app}/releases", self._rest(self._releases), methods=["GET"]),
             Route("/api/v1/apps/{app}/releases/current", self._rest(self._current_release), methods=["GET"]),
         ]
@@ -199,6 +201,12 @@ class CentralApp:
             raise Missing("the app has no release")
         return {"release": releases[0]}
 
+    async def _create_release(self, request: Request, centre: Centre) -> Answer:
+        raise await centre.taker_of_releases(str((await _json_object(request)).get("app_name") or ""))
+
+    async def _update_release(self, request: Request, centre: Centre) -> Answer:
+        raise await centre.taker_of_progress(request.path_params["id"])
+
     async def _mirrored_releases(self, request: Request, centre: Centre) -> list[Mapping[str, Any]]:
         app = await centre.app_record(request.path_params["app"])
         records = await centre.mirror.of_app(mirror.RELEASE, app.id)
@@ -222,7 +230,13 @@ class CentralApp:
 _RELEASE_FIELDS = (
     "id", "version", "stable", "in_progress", "status", "strategy", "user", "created_at", "image_ref"
 )  # fmt: skip
-_STATUS: dict[type[Refusal], int] = {Unauthorized: 401, Missing: 404, Invalid: 400}
+_STATUS: dict[type[Refusal], int] = {
+    Unauthorized: 401,
+    NotAllowed: 403,
+    Missing: 404,
+    Invalid: 400,
+    TakenByRegions: 409,
+}
 
 
 async def _json_object(request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from services.central import catalog as records
 from services.central import mirror
 from services.central.catalog import Catalog
 from services.central.conversion import Conversion
-from services.central.errors import Missing, NotAllowed
+from services.central.errors import Missing, NotAllowed, TakenByRegions
 from services.central.feed import Feed
 from services.central.graphql import types
 from services.central.mirror import Mirror
@@ -56,6 +56,27 @@ class Centre:
         if not self.principal.reaches(record.name, record.organization_slug):
             raise Missing(shared.NO_APP)
         return record
+
+    async def taker_of_releases(self, app: str) -> TakenByRegions:
+        """What whoever wants to make a release is told: where releases of the app go. Raises Missing, NotAllowed."""
+        record = await self.app_record(app)
+        self.insist_on(Right.CHANGE)
+        home = self.region_map.region_of_cell(record.home_cell)
+        return TakenByRegions(
+            f"releases of {record.name} are taken by its home region {home.code}: send them there",
+            {"region": home.code, "cell": record.home_cell},
+        )
+
+    async def taker_of_progress(self, release_id: str) -> TakenByRegions:
+        """The same for the progress of a release."""
+        record = await self.mirror.record(mirror.RELEASE, release_id)
+        await self.app_record(str(record.payload.get("app_id")))
+        self.insist_on(Right.CHANGE)
+        home = self.region_map.region_of_cell(record.cell)
+        return TakenByRegions(
+            f"that release was taken by the region {home.code}: send its progress there",
+            {"region": home.code, "cell": record.cell},
+        )
 
     async def organizations(self) -> Sequence[shared.Organization]:
         found = await self.catalog.organizations()

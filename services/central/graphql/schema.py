@@ -8,7 +8,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from services.central import catalog, conversion, feed, mirror
-from services.central.errors import Invalid, NotAllowed, TakenByRegions
+from services.central.errors import Invalid, NotAllowed
 from services.central.graphql import types
 from services.central.graphql.context import Info
 from services.central.graphql.tokens import TokenMutation, TokenQuery
@@ -382,22 +382,11 @@ class ClientMutation:
 
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def create_release(self, info: Info, input: CreateReleaseInput) -> ReleasePayload:
-        app = await _app_to_change(info, input.app_id, Right.CHANGE)
-        home = info.context.region_map.region_of_cell(app.home_cell)
-        raise TakenByRegions(
-            f"releases of {app.name} are taken by its home region {home.code}: send them there",
-            {"region": home.code, "cell": app.home_cell},
-        )
+        raise await info.context.taker_of_releases(input.app_id)
 
     @mutation("Always TAKEN_BY_REGIONS: the app's home region takes releases.")
     async def update_release(self, info: Info, input: UpdateReleaseInput) -> ReleasePayload:
-        record = await info.context.mirror.record(mirror.RELEASE, input.release_id)
-        await _app_to_change(info, str(record.payload.get("app_id")), Right.CHANGE)
-        home = info.context.region_map.region_of_cell(record.cell)
-        raise TakenByRegions(
-            f"that release was taken by the region {home.code}: send its progress there",
-            {"region": home.code, "cell": record.cell},
-        )
+        raise await info.context.taker_of_progress(input.release_id)
 
 
 @strawberry.type

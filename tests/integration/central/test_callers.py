@@ -89,6 +89,23 @@ async def test_another_organization_is_in_no_list_and_behind_no_path(centre: Cen
     assert statuses == [200, 404, 404, 404]
 
 
+async def test_whoever_sends_a_release_to_the_centre_is_told_which_region_takes_it(centre: Centre) -> None:
+    await two_organizations(centre)
+    wanted = {"app_name": "shop", "definition": {}, "image": "nginx", "strategy": "ROLLING"}
+
+    async def answer(**more: Any) -> tuple[int, str]:
+        authorization = f"Bearer {(await token(centre, **more))['token']}"
+        sent = await centre.http.post("/api/v1/releases", json=wanted, headers={"authorization": authorization})
+        return sent.status_code, sent.json()["error"]
+
+    status, why = await answer(scope="deploy")
+    assert (status, "home region syd" in why) == (409, True)
+    assert (await answer(scope="read-only"))[0] == 403
+    assert (await answer(organization="acme"))[0] == 404
+    progress = await centre.http.patch("/api/v1/releases/nothing", json={"status": "running"})
+    assert progress.status_code == 404
+
+
 async def test_what_is_for_regions_and_operators_no_token_of_an_organization_can_ask_for(centre: Centre) -> None:
     await two_organizations(centre)
     whole = (await token(centre))["token"]
