@@ -108,8 +108,9 @@ class Workers:
 
     async def set_status(self, term: DutyTerm, worker_id: str, status: HostStatus.ValueType) -> WorkerRecord:
         """Say whether a worker can be reached. Raises InvalidConfig, NotFound, Conflict (the term), DependencyDown."""
-        if status == HOST_STATUS_UNSPECIFIED:
-            raise InvalidConfig("status is missing", violations=[Violation("status", "is missing")])
+        if status == HOST_STATUS_UNSPECIFIED or status not in HostStatus.values():
+            why = "is missing" if status == HOST_STATUS_UNSPECIFIED else f"is {status}: there is no such status"
+            raise InvalidConfig(f"status {why}", violations=[Violation("status", why)])
         known = await self._database.fetchval(
             _SQL["set_worker_status"], storable(term.duty), term.term, storable(worker_id), status
         )

@@ -850,11 +850,12 @@ def _how_to_stop(record: MachineRecord | None) -> tuple[Signals, float]:
     if record is None:
         return Signals.SIGINT, _DEFAULT_STOP_SECONDS
     spec, override = record.spec.stop, record.stop
-    name = override.signal or spec.signal or "SIGINT"
+    # Whoever wrote it, a machine can be stopped.
+    signal = Signals.__members__.get(override.signal or spec.signal, Signals.SIGINT)
     for source in (override, spec):
         if source.HasField("timeout"):
-            return Signals[name], source.timeout.ToNanoseconds() / 1e9
-    return Signals[name], _DEFAULT_STOP_SECONDS
+            return signal, max(0.0, source.timeout.ToNanoseconds() / 1e9)
+    return signal, _DEFAULT_STOP_SECONDS
 
 
 def _exit_event(exit: Exit, *, requested: bool, restarting: bool) -> MachineExitEvent:
