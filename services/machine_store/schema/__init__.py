@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-HEAD = "0006"
+HEAD = "0008"
 """The newest migration."""
 
 _LOCK = 0x534B_4552_5259
