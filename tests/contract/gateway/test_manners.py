@@ -165,8 +165,27 @@ async def test_members_that_nothing_knows_are_named_in_a_warning(region: TestReg
     assert "warning" not in read.headers
 
 
-@pytest.mark.parametrize("name", valid_samples())
-async def test_every_valid_sample_is_accepted_and_reads_back(region: TestRegion, name: str) -> None:
+NAME_WHAT_IS_NOT_THERE = {
+    "database-with-volume": "config.mounts[0].volume",
+    "files-and-secrets": "config.processes[0].secrets",
+}
+"""Samples that name a volume or secrets, which have to be made before, and where they do."""
+
+
+@pytest.mark.parametrize(("name", "where"), NAME_WHAT_IS_NOT_THERE.items())
+async def test_a_valid_sample_that_names_what_its_app_does_not_have_is_refused_where_it_does(
+    region: TestRegion, name: str, where: str
+) -> None:
+    app = await region.app()
+    body = {**json.loads(valid_samples()[name]), "skip_launch": True}
+    answer = await region.call("POST", MACHINES.format(app=app), body)
+    assert (answer.status, answer.json["status"]) == (422, "missing_reference"), answer
+    assert where in answer.json["error"]
+    assert (await region.call("GET", MACHINES.format(app=app))).json == []
+
+
+@pytest.mark.parametrize("name", [name for name in valid_samples() if name not in NAME_WHAT_IS_NOT_THERE])
+async def test_every_other_valid_sample_is_accepted_and_reads_back(region: TestRegion, name: str) -> None:
     app = await region.app()
     body = {**json.loads(valid_samples()[name]), "skip_launch": True}
     answer = await region.call("POST", MACHINES.format(app=app), body)
