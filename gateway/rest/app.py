@@ -235,9 +235,7 @@ class RestApp:
         stream = EventStream(first, responses, call.cancel, self._clock)
         return Answer(route.status, b"", EVENT_HEADERS, stream=stream)
 
-    async def _graphql(
-        self, verb: str, body: bytes, metadata: Sequence[tuple[str, str]], receive: Receive
-    ) -> Answer:
+    async def _graphql(self, verb: str, body: bytes, metadata: Sequence[tuple[str, str]], receive: Receive) -> Answer:
         """The answer to an operation: whatever is wrong with it or the token stands in it, with the status 200."""
         if verb != "POST":
             raise MethodNotAllowed(f"{GRAPHQL_PATH} has no {verb}; it has: POST", metadata={"allow": "POST"})
