@@ -257,7 +257,8 @@ class _Chain:
             return _code_set(context, grpc.StatusCode.UNKNOWN)
         if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
             return grpc.StatusCode.CANCELLED
-        if isinstance(error, grpc.aio.InternalError):
+        hung_up = isinstance(error, grpc.aio.UsageError) and context.done()
+        if hung_up or isinstance(error, grpc.aio.InternalError):
             # What a servicer sends no longer arrives: its caller is gone.
             return grpc.StatusCode.CANCELLED
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
