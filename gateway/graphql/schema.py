@@ -13,10 +13,14 @@ from gateway.auth import Right, insist_on
 from gateway.graphql.reads import RegionReads
 from services.runtime.graphql_types import (
     App,
-    Organization,
+    CreateAppPayload,
+    DeleteAppPayload,
     ReadQuery,
     Release,
     Schema,
+    SecretsPayload,
+    SetSecretsInput,
+    UnsetSecretsInput,
     User,
     limits_of_operations,
     mutation,
@@ -39,42 +43,6 @@ class CreateAppInput:
     network: str | None = None
     app_role_id: strawberry.ID | None = None
     machines: bool | None = None
-
-
-@strawberry.input
-class SecretInput:
-    key: str
-    value: str
-
-
-@strawberry.input
-class SetSecretsInput:
-    app_id: strawberry.ID
-    secrets: list[SecretInput]
-    replace_all: bool | None = None
-
-
-@strawberry.input
-class UnsetSecretsInput:
-    app_id: strawberry.ID
-    keys: list[str]
-
-
-@strawberry.type
-class CreateAppPayload:
-    app: App
-
-
-@strawberry.type
-class DeleteAppPayload:
-    organization: Organization
-
-
-@strawberry.type(description="`release` stands for the new version of the secrets, for clients that expect one.")
-class SecretsPayload:
-    app: App
-    version: int
-    release: Release | None
 
 
 @strawberry.type

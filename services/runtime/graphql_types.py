@@ -530,6 +530,42 @@ class Schema(strawberry.Schema):
         """Nothing: see the class."""
 
 
+@strawberry.input
+class SecretInput:
+    key: str
+    value: str
+
+
+@strawberry.input
+class SetSecretsInput:
+    app_id: strawberry.ID
+    secrets: list[SecretInput]
+    replace_all: bool | None = None
+
+
+@strawberry.input
+class UnsetSecretsInput:
+    app_id: strawberry.ID
+    keys: list[str]
+
+
+@strawberry.type
+class CreateAppPayload:
+    app: App
+
+
+@strawberry.type
+class DeleteAppPayload:
+    organization: Organization
+
+
+@strawberry.type(description="`release` stands for the new version of the secrets, for clients that expect one.")
+class SecretsPayload:
+    app: App
+    version: int
+    release: Release | None
+
+
 def limits_of_operations() -> list[Callable[[], SchemaExtension]]:
     """Extensions of a schema that keep operations of clients as small as those that clients need."""
     return [

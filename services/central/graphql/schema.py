@@ -14,13 +14,18 @@ from services.central.graphql.context import Info
 from services.central.graphql.tokens import TokenMutation, TokenQuery
 from services.central.releases import Release as CentralRelease
 from services.runtime.graphql_types import (
-    App,
     AppConnection,
+    CreateAppPayload,
+    DeleteAppPayload,
     Long,
     Organization,
     ReadQuery,
     Release,
     Schema,
+    SecretInput,
+    SecretsPayload,
+    SetSecretsInput,
+    UnsetSecretsInput,
     User,
     field,
     limits_of_operations,
@@ -86,23 +91,6 @@ class ConvertedPart:
 @strawberry.type(description="Up to where the mirror has everything of a cell: go on after it.")
 class MirrorPosition:
     revision: Long
-
-
-@strawberry.type
-class CreateAppPayload:
-    app: App
-
-
-@strawberry.type
-class DeleteAppPayload:
-    organization: Organization
-
-
-@strawberry.type(description="`release` stands for the new version of the secrets, for clients that expect one.")
-class SecretsPayload:
-    app: App
-    version: int
-    release: Release | None
 
 
 @strawberry.type(description="`record` is what the feed has of the secrets, with their values; null without any ever.")
@@ -242,25 +230,6 @@ class CreateAppInput:
     id: strawberry.ID | None = strawberry.field(
         default=None, description="Chosen by callers that want to repeat the call safely."
     )
-
-
-@strawberry.input
-class SecretInput:
-    key: str
-    value: str
-
-
-@strawberry.input
-class SetSecretsInput:
-    app_id: strawberry.ID
-    secrets: list[SecretInput]
-    replace_all: bool | None = None
-
-
-@strawberry.input
-class UnsetSecretsInput:
-    app_id: strawberry.ID
-    keys: list[str]
 
 
 @strawberry.input

@@ -14,25 +14,7 @@ from services.cli.rest import Api
 
 DIFFERENT = 50
 """Different configurations among those that are stored."""
-
-_COPY = """
-WITH made AS (SELECT *, row_number() OVER (ORDER BY id) - 1 AS place FROM machines),
-copied AS (
-    INSERT INTO machines (
-        id, app_id, app_name, name, region, state, desired, generation, instance_id, worker_id, worker_number,
-        reserved, host_status, created_at, updated_at, created_revision, revision, details
-    )
-    SELECT $2 || lpad(to_hex(number), 11, '0'), app_id, app_name, 'copy-' || number, region, state, desired, generation,
-        instance_id, worker_id, worker_number, reserved, host_status, created_at, updated_at, created_revision,
-        revision, details
-    FROM generate_series(1, $1::bigint) AS number JOIN made ON made.place = number % $3
-    RETURNING id, instance_id
-)
-INSERT INTO versions (machine_id, instance_id, created_at, config, spec, parts)
-SELECT copied.id, copied.instance_id, v.created_at, v.config, v.spec, v.parts
-FROM copied JOIN versions v ON v.instance_id = copied.instance_id
-"""
-"""Copies the stored machines until there are enough: creating so many would take minutes and measure creating."""
+_COPY_SECONDS = 120.0
 
 
 def bench_backtest(
@@ -64,14 +46,15 @@ def bench_backtest(
 
 
 async def copy_machines(mesh: Mesh, copies: int, stored: int) -> None:
-    """Make `copies` copies of the `stored` machines of a region, behind the back of its log."""
+    """Make `copies` copies of the `stored` machines of a mesh's region."""
     import asyncpg
 
+    from services.machine_store import benchmark
     from services.runtime.postgres import OwnedPostgres
 
-    connection = await asyncpg.connect(OwnedPostgres(mesh.postgres_directory(bed.REGION)).dsn)
+    dsn = OwnedPostgres(mesh.postgres_directory(bed.REGION)).dsn
+    connection = await asyncpg.connect(dsn, command_timeout=_COPY_SECONDS)
     try:
-        await connection.execute(_COPY, copies, mesh.cell(bed.REGION), stored, timeout=120)
-        await connection.execute("ANALYZE")
+        await benchmark.copy_machines(connection.execute, mesh.cell(bed.REGION), copies, stored)
     finally:
         await connection.close()
