@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Any, TypeAlias
 
@@ -126,7 +127,13 @@ class Database:
         while True:
             try:
                 async with self._running_pool().acquire(timeout=self._connect_timeout) as connection:
-                    return list(await connection.fetch(statement, *args))
+                    try:
+                        return list(await connection.fetch(statement, *args))
+                    except asyncio.CancelledError:
+                        # asyncpg may be between preparing and running, where PostgreSQL has begun a transaction.
+                        with suppress(Exception):
+                            await connection.reset(timeout=self._command_timeout)
+                        raise
             except Exception as error:
                 if isinstance(error, _DEAD) and dead < self._pool_size:
                     dead += 1

@@ -20,6 +20,7 @@ from skerry.store.v1 import store_pb2_grpc
 
 from services.machine_store import schema
 from services.machine_store.batch import Item
+from services.machine_store.database import Database
 from services.machine_store.service import MachineStoreService
 from services.machine_store.steps import Outcome
 from services.runtime.channels import local
@@ -74,6 +75,20 @@ async def audit(store: Store, acknowledged: list[pb.MachineRecord]) -> None:
             break
     assert revisions == list(range(1, len(revisions) + 1))
     assert sorted(launches) == sorted(m.id for m in acknowledged)
+
+
+async def test_a_read_whose_caller_hangs_up_at_any_moment_leaves_its_connection_as_it_was(dsn: str) -> None:
+    database = Database(lambda: dsn, clock=SystemClock(), random=Random(1), pool_size=1)
+    await database.open()
+    for attempt in range(300):
+        # A statement that the connection has not seen before is prepared first.
+        read = asyncio.create_task(database.fetch(f"SELECT {attempt}"))
+        for _ in range(attempt % 60):
+            await asyncio.sleep(0)
+        await cancel(read)
+        async with database.reading() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+    database.close()
 
 
 async def test_connections_that_are_cut_in_the_middle_of_batches_lose_and_double_nothing(dsn: str) -> None:
