@@ -133,6 +133,7 @@ class Composition:
     # Services are imported where they are made: a process of one service does without the libraries of the others.
 
     def _add_store(self) -> None:
+        from services.machine_store import schema
         from services.machine_store.service import MachineStoreService
         from services.runtime.postgres import OwnedPostgres
 
@@ -152,6 +153,7 @@ class Composition:
             clock=self._clock,
             random=self._random,
             initial_plan=self._settings.plan,
+            migrate=schema.migrate_apart(dsn),
         )
         self._add(MACHINE_STORE, store)
 

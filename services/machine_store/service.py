@@ -66,7 +66,8 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
 
     `dsn` is asked whenever a connection is made; the server may be away then, and is waited for. `pool_size` bounds the
     connections for reads; three more write, follow the log and, at the start, migrate. `tick` is the time between polls
-    of the log and between bookmarks, in seconds. `initial_plan` says who converts all parts in a new database.
+    of the log and between bookmarks, in seconds. `initial_plan` says who converts all parts in a new database;
+    `migrate` brings its schema up to date.
     """
 
     name = "machine-store"
@@ -82,6 +83,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         pool_size: int = 8,
         tick: float = 1.0,
         initial_plan: InitialPlan = "local",
+        migrate: schema.Migrate = schema.migrate,
     ) -> None:
         self.cell = cell
         self.region = region
@@ -94,6 +96,7 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
         self._workers = Workers(self._database)
         self._catalog = Catalog(self._database, events=events)
         self._initial_plan: InitialPlan = initial_plan
+        self._migrate_schema = migrate
         self._clock = clock
         self._plan_store = PlanStoreService(Plans(self._database, clock=clock), Conversions(self._database))
         self._catalog_store = CatalogStoreService(Replica(self._database, events=events), cell)
@@ -122,7 +125,8 @@ class MachineStoreService(store_pb2_grpc.MachineStoreServicer):
     async def _migrate(self) -> None:
         for attempt in range(10**9):
             try:
-                await schema.migrate(partial(self._database.connect, "migration", command_timeout=_MIGRATION_SECONDS))
+                connect = partial(self._database.connect, "migration", command_timeout=_MIGRATION_SECONDS)
+                await self._migrate_schema(connect)
                 await make_first_plan(self._database.connect, self._initial_plan, moment(self._clock.now()))
                 return
             except Exception as error:

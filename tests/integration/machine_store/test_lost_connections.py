@@ -288,6 +288,19 @@ async def test_instances_that_start_at_once_migrate_once(fresh_database: MakeDat
     await schema.migrate(lambda: asyncpg.connect(dsn))
 
 
+async def test_a_process_of_its_own_migrates_as_well_and_says_when_the_server_is_away(
+    fresh_database: MakeDatabase,
+) -> None:
+    dsn = await fresh_database()
+    await asyncio.gather(*(schema.migrate_apart(dsn)(lambda: asyncpg.connect(dsn)) for _ in range(2)))
+    async with connection_to(dsn) as connection:
+        assert await connection.fetchval("SELECT version_num FROM alembic_version") == schema.HEAD
+    away = "postgresql://nobody@127.0.0.1:1/nothing"
+    other = await fresh_database()
+    with pytest.raises(ConnectionError, match="migrates"):
+        await schema.migrate_apart(away)(lambda: asyncpg.connect(other))
+
+
 async def test_a_database_of_a_newer_program_is_left_as_it_is(fresh_database: MakeDatabase) -> None:
     dsn = await fresh_database()
     await schema.migrate(lambda: asyncpg.connect(dsn))
