@@ -9,12 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter
 from skerry.machines.v1.machines_pb2 import CreateMachineRequest
 
-from gateway.auth import Principal, current_principal
+from gateway.auth import Principal, Tokens, current_principal, token_of
 from gateway.settings import CallLimits, RateSettings
 from services.runtime.errors import RateLimited
 from services.runtime.registry import ServerCall, ServerInterceptor
@@ -22,7 +23,9 @@ from services.runtime.telemetry import metrics
 
 _ROUNDING = 1e-9
 """Seconds by which sums of intervals may be off."""
+_NAMES = ("app_name", "machine_id")
 _LONGEST_NAME = 64
+"""Characters of a name that count: anybody may send anything."""
 
 _refused = Counter(
     "skerry_calls_rate_limited",
@@ -30,6 +33,7 @@ _refused = Counter(
     ["action"],
     registry=metrics,
 )
+_refused_of = cache(_refused.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +69,30 @@ class Buckets:
         More than a bucket holds are as many as it holds. Returns 0 when they were taken, else the seconds until they
         can be. `now` is in seconds, and never goes back.
         """
-        after = []
+        wait, after = self._after(wanted, now)
+        if not wait:
+            for key, full_at in after:
+                self._full_at[key] = full_at
+                self._full_at.move_to_end(key)
+            while len(self._full_at) > self._most:
+                self._full_at.popitem(last=False)
+        return wait
+
+    def wait(self, wanted: Sequence[tuple[Hashable, Rate, int]], now: float) -> float:
+        """What `take` would return, taking nothing."""
+        return self._after(wanted, now)[0]
+
+    def _after(
+        self, wanted: Sequence[tuple[Hashable, Rate, int]], now: float
+    ) -> tuple[float, list[tuple[Hashable, float]]]:
+        after: list[tuple[Hashable, float]] = []
         wait = 0.0
         for key, rate, tokens in wanted:
             interval = 1.0 / rate.per_second
             full_at = max(self._full_at.get(key, now), now) + min(tokens, rate.burst) * interval
             wait = max(wait, full_at - now - rate.burst * interval)
             after.append((key, full_at))
-        if wait > _ROUNDING:
-            return wait
-        for key, full_at in after:
-            self._full_at[key] = full_at
-            self._full_at.move_to_end(key)
-        while len(self._full_at) > self._most:
-            self._full_at.popitem(last=False)
-        return 0.0
+        return (wait if wait > _ROUNDING else 0.0), after
 
 
 class Allowance(Enum):
@@ -188,6 +201,26 @@ class Limiter:
 
     def check(self, method: str, request: Any, principal: Principal) -> None:
         """Count a call. Raises RateLimited, with the seconds after which it will be served, if it comes too soon."""
+        # Several machines at once are one call, and as much work as several.
+        machines = max(1, request.count) if isinstance(request, CreateMachineRequest) else 1
+        names = {field: str(getattr(request, field, "")) for field in _NAMES}
+        self._judge(method, names, machines, principal, self._buckets.take)
+
+    def foresee(self, method: str, names: Mapping[str, str], principal: Principal) -> None:
+        """Refuse a call, of which only the names in its path are known yet, that `check` would refuse. Counts nothing.
+
+        Raises RateLimited.
+        """
+        self._judge(method, names, 1, principal, self._buckets.wait)
+
+    def _judge(
+        self,
+        method: str,
+        names: Mapping[str, str],
+        machines: int,
+        principal: Principal,
+        wait_for: Callable[[Sequence[tuple[Hashable, Rate, int]], float], float],
+    ) -> None:
         tenant = principal.organization
         if tenant is None:
             if not self._everybody:
@@ -197,17 +230,15 @@ class Limiter:
         key: tuple[str, ...]
         match limit.per:
             case Per.MACHINE:
-                key = ("machine", tenant, _named(request, "machine_id"), limit.action)
+                key = ("machine", tenant, names.get("machine_id", "")[:_LONGEST_NAME], limit.action)
             case Per.APP:
-                key = ("app", principal.name, _named(request, "app_name"), limit.action)
+                key = ("app", principal.name, names.get("app_name", "")[:_LONGEST_NAME], limit.action)
             case Per.TOKEN:
                 key = ("token", principal.name, limit.action)
         rate = self._rates[limit.allowance]
-        # Several machines at once are one call, and as much work as several.
-        machines = max(1, request.count) if isinstance(request, CreateMachineRequest) else 1
-        wait = self._buckets.take(((key, rate, 1), ((tenant,), self._together, machines)), self._monotonic())
+        wait = wait_for(((key, rate, 1), ((tenant,), self._together, machines)), self._monotonic())
         if wait > 0:
-            _refused.labels(limit.action).inc()
+            _refused_of(limit.action).inc()
             raise RateLimited(
                 f"{limit.action} was asked too often: {rate.per_second:g}/s with a burst of {rate.burst} is allowed "
                 f"per {limit.per.value}, and {self._together.per_second:g}/s of all calls of an organization; "
@@ -215,11 +246,6 @@ class Limiter:
                 metadata={"action": limit.action, "per": limit.per.value},
                 retry_after=wait,
             )
-
-
-def _named(request: Any, field: str) -> str:
-    """What a request names; no more of it than names have, since anybody may send anything."""
-    return str(getattr(request, field, ""))[:_LONGEST_NAME]
 
 
 def _rate(settings: RateSettings) -> Rate:
@@ -233,5 +259,21 @@ def limited(limiter: Limiter) -> ServerInterceptor:
         principal = current_principal.get()
         if principal is not None:
             limiter.check(call.method, call.request, principal)
+
+    return judge
+
+
+Foresee = Callable[[str, Mapping[str, str], str], None]
+"""Judges a request by its method, the names in its path and its authorization header.
+
+Raises Unauthenticated and RateLimited.
+"""
+
+
+def foreseeing(limiter: Limiter, tokens: Tokens) -> Foresee:
+    """For doors that parse a request before it becomes a call: what the call is refused for anyway need not be."""
+
+    def judge(method: str, names: Mapping[str, str], authorization: str) -> None:
+        limiter.foresee(method, names, tokens.authenticate(token_of(authorization)))
 
     return judge

@@ -223,9 +223,15 @@ def public_interceptors(
     `central_token` is what the centre calls with, so that the dependency guard can refuse it. `gateway` is the one
     behind the door: it knows what apps there are, and what other tokens allow; without it there are no others.
     """
-    if gateway is None:
-        return (access(Tokens(tokens, central_token)),)
-    return (access(Tokens(tokens, central_token, grant_of=gateway.grant_of), gateway.insist_on_reach),)
+    known = public_tokens(tokens, central_token, gateway=gateway)
+    return (access(known, gateway.insist_on_reach if gateway is not None else None),)
+
+
+def public_tokens(
+    tokens: Sequence[str], central_token: str | None = None, *, gateway: GatewayService | None = None
+) -> Tokens:
+    """The tokens that the public door knows; as for `public_interceptors`."""
+    return Tokens(tokens, central_token, grant_of=gateway.grant_of if gateway is not None else None)
 
 
 class _Views:

@@ -24,10 +24,10 @@ from skerry.types.v1.resources_pb2 import Resources
 
 from gateway.admission import AdmissionControl
 from gateway.auth import admission
-from gateway.limits import Limiter, limited
+from gateway.limits import Limiter, foreseeing, limited
 from gateway.rest.door import RestDoor
 from gateway.routing import Connect, connect_in_the_clear
-from gateway.service import GatewayService, public_interceptors
+from gateway.service import GatewayService, public_interceptors, public_tokens
 from gateway.settings import GatewayLimits
 from services.central_sync.service import CentralSyncService
 from services.central_sync.settings import CentralSyncSettings
@@ -304,9 +304,12 @@ async def region(
     )
     interceptors = public_interceptors([TOKEN], CENTRAL_TOKEN, gateway=gateway)
     outer: list[Component] = [gateway]
+    foresee = None
     if limits is not None:
         control = AdmissionControl(clock, limits.admission)
-        interceptors = (*interceptors, limited(Limiter(limits.calls, clock.monotonic)), control)
+        limiter = Limiter(limits.calls, clock.monotonic)
+        interceptors = (*interceptors, limited(limiter), control)
+        foresee = foreseeing(limiter, public_tokens([TOKEN], CENTRAL_TOKEN, gateway=gateway))
         outer.append(control)
     public = Registry(service="gateway", place=place, interceptors=interceptors)
     gateway.register(public)
@@ -319,6 +322,7 @@ async def region(
         random=random,
         grace=0.2,
         admit=admission(public.guard, CENTRAL_TOKEN),
+        foresee=foresee,
     )
     async with new_database(postgres) as dsn:
         inner: list[Component] = [

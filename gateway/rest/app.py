@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.auth import Admission
 from gateway.graphql.errors import refused, shown_error
+from gateway.limits import Foresee
 from gateway.public_services import PUBLIC_SERVICES, path_of
 from gateway.rest.answers import Answer, Headers, refusal, unknown_fields_warning
 from gateway.rest.codec import dump
@@ -96,12 +97,14 @@ class RestApp:
         random: Random,
         max_body_bytes: int = MAX_BODY_BYTES,
         admit: Admission | None = None,
+        foresee: Foresee | None = None,
     ) -> None:
         """`ready` says whether the gateway has caught up: `GET /healthz` answers 503 until it has.
 
-        `admit` judges every request, also those that become no call.
+        `admit` judges every request, also those that become no call; `foresee` those that will, before they are parsed.
         """
         self._admit = admit
+        self._foresee = foresee
         self._max_body_bytes = max_body_bytes
         routes = routes_of(*PUBLIC_SERVICES)
         self._router = Router(routes)
@@ -190,6 +193,8 @@ class RestApp:
         route, segments = self._router.find(verb, path)
         if span is not None:
             span.update_name(f"{verb} {route.template}")
+        if self._foresee is not None:
+            self._foresee(route.path, route.names(segments), headers.get(b"authorization", b"").decode("latin-1"))
         request, unknown = route.read(segments, scope["query_string"], body)
         if (condition := headers.get(b"if-match")) is not None:
             insist_on_match(route, request, condition.decode("latin-1"))

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.auth import Admission
+from gateway.limits import Foresee
 from gateway.rest.app import MAX_BODY_BYTES, RestApp
 from services.runtime.clock import Clock
 from services.runtime.registry import Registry
@@ -41,16 +42,24 @@ class RestDoor:
         max_body_bytes: int = MAX_BODY_BYTES,
         grace: float = DRAIN_SECONDS,
         admit: Admission | None = None,
+        foresee: Foresee | None = None,
     ) -> None:
         """`channel` leads to the public services; `ready` is what `GET /healthz` tells; port 0 is any free one.
 
-        `admit` judges every request before anything else is done with it (see `gateway.auth.admission`). Requests that
-        run when the process ends get `grace` seconds.
+        `admit` judges every request before anything else is done with it (see `gateway.auth.admission`), `foresee`
+        before it is parsed (see `gateway.limits.foreseeing`). Requests that run when the process ends get `grace`
+        seconds.
         """
         self.port = 0
         self._address = (host, port)
         self._app = RestApp(
-            channel, ready=ready, clock=clock, random=random, max_body_bytes=max_body_bytes, admit=admit
+            channel,
+            ready=ready,
+            clock=clock,
+            random=random,
+            max_body_bytes=max_body_bytes,
+            admit=admit,
+            foresee=foresee,
         )
         self._grace = grace
 

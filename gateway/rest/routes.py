@@ -96,6 +96,10 @@ class Route:
             self._read_query(request, query)
         return request, unknown
 
+    def names(self, segments: Sequence[str]) -> dict[str, str]:
+        """What its path sets: the text by the field."""
+        return {field: segments[position] for position, field in self.parameters}
+
     def fields(self, request: Any, query: bytes) -> Fields:
         """Which members of the listed items the query asks for; `request` then asks for no more than that needs.
 

@@ -76,7 +76,7 @@ class MirrorSettings(Section):
 
     rate: float = Field(default=1_000.0, gt=0)
     """Revisions a second at most, so that catching up does not cost the region much."""
-    batch: int = Field(default=100, gt=0, le=2_000)
+    batch: int = Field(default=250, gt=0, le=2_000)
     """Revisions in one call."""
     batch_bytes: int = Field(default=1 << 20, gt=0)
     """Size of one call, give or take one record."""

@@ -226,9 +226,9 @@ class Composition:
     def _add_gateway(self) -> None:
         from gateway.admission import AdmissionControl
         from gateway.auth import admission
-        from gateway.limits import Limiter, limited
+        from gateway.limits import Limiter, foreseeing, limited
         from gateway.rest.door import RestDoor
-        from gateway.service import GatewayService, public_interceptors
+        from gateway.service import GatewayService, public_interceptors, public_tokens
 
         settings, addresses = self._settings, self._settings.addresses
         if settings.region_map is None:
@@ -249,6 +249,7 @@ class Composition:
         )
         tokens = [settings.development_token.get_secret_value()] if settings.development_token else []
         central = settings.central_gateway_token.get_secret_value() if settings.central_gateway_token else None
+        limiter = Limiter(settings.limits.calls, self._clock.monotonic)
         public = Registry(
             service=GATEWAY,
             place=self._place,
@@ -256,7 +257,7 @@ class Composition:
             # Who it is, whether they come too often, whether there is room: all before any work is done.
             interceptors=(
                 *public_interceptors(tokens, central, gateway=gateway),
-                limited(Limiter(settings.limits.calls, self._clock.monotonic)),
+                limited(limiter),
                 control,
             ),
         )
@@ -274,6 +275,7 @@ class Composition:
                 clock=self._clock,
                 random=self._random,
                 admit=admission(public.guard, central),
+                foresee=foreseeing(limiter, public_tokens(tokens, central, gateway=gateway)),
             )
             self._components.append(door)
 

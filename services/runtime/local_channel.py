@@ -171,7 +171,7 @@ def behavior_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any]
         behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
     else:
         behavior = handler.unary_stream if handler.response_streaming else handler.unary_unary
-    return cast(Callable[[Any, Any], Awaitable[Any]], behavior)
+    return cast("Callable[[Any, Any], Awaitable[Any]]", behavior)
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:

@@ -86,6 +86,19 @@ async def test_over_rest_the_fourth_create_at_once_is_told_when_to_come_again(wo
     assert "fly-request-id" in refused.headers
 
 
+async def test_what_comes_too_often_or_without_a_token_is_refused_before_it_is_parsed(world: World) -> None:
+    token = world.token("rival")
+
+    async def status_of_garbage(token: str) -> int:
+        return (await world.region.call("POST", "/v1/apps/rival/machines", content=b"{", token=token)).status
+
+    assert await status_of_garbage(token) == 400
+    for _ in range(3):
+        assert (await world.create("rival", token)).status == 200
+    assert await status_of_garbage(token) == 429
+    assert await status_of_garbage("nobody's") == 401
+
+
 async def test_over_grpc_the_refusal_is_resource_exhausted_and_carries_retry_info(world: World) -> None:
     authorization = (("authorization", f"Bearer {world.token('rival')}"),)
     request = api.CreateMachineRequest(app_name="rival", skip_launch=True)

@@ -109,6 +109,20 @@ class Door:
         return good
 
 
+def test_what_is_foreseen_is_what_would_be_refused_and_counts_nothing() -> None:
+    door, request, names = Door(), api.StopMachineRequest(machine_id="m1"), {"machine_id": "m1", "app_name": "app"}
+    for _ in range(20):
+        door.limiter.foresee(STOP, names, ALICE)
+    assert door.let_through(STOP, request) == 3
+    with pytest.raises(RateLimited) as foreseen:
+        door.limiter.foresee(STOP, names, ALICE)
+    with pytest.raises(RateLimited) as refused:
+        door.limiter.check(STOP, request, ALICE)
+    assert foreseen.value == refused.value
+    door.limiter.foresee(STOP, {**names, "machine_id": "m2"}, ALICE)
+    door.limiter.foresee(STOP, names, BOB)
+
+
 def test_an_action_on_a_machine_has_a_burst_of_three_and_then_one_a_second() -> None:
     door, request = Door(), api.StopMachineRequest(machine_id="m1", app_name="app")
     assert door.let_through(STOP, request) == 3
