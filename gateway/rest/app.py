@@ -176,7 +176,8 @@ class RestApp:
     async def _answer(
         self, scope: Scope, headers: dict[bytes, bytes], request_id: str, span: Span | None, receive: Receive
     ) -> Answer:
-        verb: str = scope["method"]
+        # The server leaves out the body of what answers a HEAD.
+        verb: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         path: str = scope["raw_path"].decode("latin-1")
         body = b""
         if self._admit is not None:
@@ -200,6 +201,8 @@ class RestApp:
             insist_on_match(route, request, condition.decode("latin-1"))
         metadata = [("fly-request-id", request_id), *_metadata(headers)]
         if route.streams:
+            if scope["method"] == "HEAD":
+                raise MethodNotAllowed("a stream has no HEAD; it has: GET", metadata={"allow": "GET"})
             return await self._stream(route, request, headers, metadata, receive)
         fields = route.fields(request, scope["query_string"]) if route.items is not None else None
         timeout = LONG_CALL_SECONDS.get(route.rpc, CALL_SECONDS)

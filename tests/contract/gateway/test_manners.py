@@ -103,6 +103,19 @@ async def test_another_method_is_told_which_there_are(region: TestRegion) -> Non
     assert_refused(await region.call("POST", "/healthz"), 405, "method_not_allowed")
 
 
+async def test_head_answers_as_get_does_without_the_body(region: TestRegion) -> None:
+    app = await region.app()
+    machine = (await region.machine(app))["id"]
+    machines = f"/v1/apps/{app}/machines"
+    for path in ("/healthz", machines, f"{machines}/{machine}", "/v1/apps/nobodys", "/openapi.json"):
+        head, get = await region.call("HEAD", path), await region.call("GET", path)
+        assert (head.status, head.json) == (get.status, None)
+        for name in ("content-type", "content-length", "etag"):
+            assert head.headers.get(name) == get.headers.get(name)
+    refused = await region.call("HEAD", f"{machines}/watch")
+    assert (refused.status, refused.headers["allow"]) == (405, "GET")
+
+
 async def test_health_needs_no_token(region: TestRegion) -> None:
     answer = await region.call("GET", "/healthz", token=None)
     assert (answer.status, answer.json) == (200, {"status": "serving"})
