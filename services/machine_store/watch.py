@@ -71,6 +71,7 @@ _READ_AT_ONCE = 500
 _ANSWERS_FIRST = 0.001
 """Seconds that what this process wrote waits before watches are told, so that whoever wrote it is answered first."""
 _STATES_AT_ONCE = 3
+_COMPLETED_KEPT = 2 * CHUNK
 _VERSION_BYTES = 32 * 2**20
 
 _watchers = Gauge("skerry_store_watchers", "Watches that are open.", registry=metrics)
@@ -260,6 +261,7 @@ class Log:
         self._ticked = False
         self._watchers: set[_Watcher] = set()
         self._versions = Versions()
+        self._completed: OrderedDict[int, Change] = OrderedDict()
         self._states = asyncio.Semaphore(_STATES_AT_ONCE)
 
     @property
@@ -320,10 +322,24 @@ class Log:
             yield WatchResponse(revision=position, newest_revision=max(position, self._position))
             while True:
                 changes, revision = await watcher.next()
-                yield await self._response(changes, revision, selection)
+                if selection.whole:
+                    changes = await self._whole(changes)
+                yield WatchResponse(changes=changes, revision=revision, newest_revision=max(revision, self._position))
         finally:
             _watchers.dec()
             self._watchers.discard(watcher)
+
+    async def _whole(self, changes: Sequence[Change]) -> list[Change]:
+        """Whole copies of what has just happened, made once for all watches that are told of it."""
+        completed = self._completed
+        known = {change.revision: completed.get(change.revision) for change in changes}
+        missing = [change for change in changes if known[change.revision] is None]
+        if missing:
+            for whole in await self._versions.complete(missing, self._database.fetch):
+                known[whole.revision] = completed[whole.revision] = whole
+            while len(completed) > _COMPLETED_KEPT:
+                completed.popitem(last=False)
+        return [whole for whole in known.values() if whole is not None]
 
     async def _response(self, changes: Sequence[Change], revision: int, selection: Selection) -> WatchResponse:
         if selection.whole and changes:
@@ -426,6 +442,8 @@ class Log:
         log.warning("log_is_another", seen=self._position, newest=newest)
         self._position = newest
         self._untold.clear()
+        # Another one, since somebody may be completing changes of the log that was.
+        self._completed = OrderedDict()
         for watcher in self._watchers:
             watcher.cut(
                 RevisionTooOld("the log does not go on from where this watch is: watch again without a revision")
