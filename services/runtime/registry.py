@@ -30,6 +30,10 @@ from services.runtime.telemetry import log
 CALLER_KEY = "skerry-caller"
 SECRET_KEY = "skerry-secret"
 
+FAILURES_TOLD_PER_SECOND = 10.0
+FAILURES_TOLD_AT_ONCE = 50
+"""Of the calls that fail for no fault of their callers, so many are logged: in an outage that is every call."""
+
 # An error that a servicer raised is its answer: repeating the call is for its caller to decide, not for the channel.
 _DO_NOT_RETRY = (("grpc-retry-pushback-ms", "-1"),)
 
@@ -54,6 +58,9 @@ ServerInterceptor = Callable[[ServerCall], Awaitable[None]]
 
 It refuses the call by raising a SkerryError.
 """
+
+_OUR_SIDE = 500
+"""HTTP statuses from here on say that it is not the caller's fault."""
 
 _current: ContextVar[ServerCall | None] = ContextVar("current_call", default=None)
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -266,6 +273,8 @@ class _Chain:
         if isinstance(error, NotImplementedError) and _code_set(context) is grpc.StatusCode.UNIMPLEMENTED:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._path} is not implemented")
         if isinstance(error, SkerryError):
+            if error.http >= _OUR_SIDE:
+                _told_failures.tell(self._path, error)
             await self._abort(error, context)
         trace_id = telemetry.current_trace_id()
         unexpected = Internal(
@@ -282,6 +291,36 @@ class _Chain:
         if error.code is grpc.StatusCode.UNAVAILABLE:
             trailing += _DO_NOT_RETRY
         await context.abort(error.code, error.message, trailing)
+
+
+class FailureLog:
+    """Logs calls that fail for no fault of their callers, with their traces: at most so many, and how many more."""
+
+    def __init__(self, per_second: float, at_once: int, monotonic: Callable[[], float]) -> None:
+        self._per_second = per_second
+        self._at_once = at_once
+        self._monotonic = monotonic
+        self._may_tell = float(at_once)
+        self._counted_at = monotonic()
+        self._left_out = 0
+
+    def tell(self, method: str, error: SkerryError) -> None:
+        """Log that a call of `method` failed with `error`, or count it as left out."""
+        now = self._monotonic()
+        self._may_tell = min(self._at_once, self._may_tell + (now - self._counted_at) * self._per_second)
+        self._counted_at = now
+        if self._may_tell < 1:
+            self._left_out += 1
+            return
+        self._may_tell -= 1
+        more = {"left_out_before": self._left_out} if self._left_out else {}
+        self._left_out = 0
+        # The caller is answered even if the log cannot be written.
+        with suppress(Exception):
+            log.warning("call_refused", method=method, status=error.reason, why=error.message, **more)
+
+
+_told_failures = FailureLog(FAILURES_TOLD_PER_SECOND, FAILURES_TOLD_AT_ONCE, time.monotonic)
 
 
 def _authenticate(secret: bytes, metadata: dict[str, Any]) -> str:

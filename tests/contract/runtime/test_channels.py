@@ -410,6 +410,24 @@ async def test_a_servicer_that_raises_tells_its_caller_a_trace_id_and_its_log_th
     assert entry["method"] == f"/{SERVICE}/Fail"
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DependencyDown("PostgreSQL cannot be asked"), [("dependency_down", "PostgreSQL cannot be asked")]),
+        (NotFound("there is no such machine"), []),
+    ],
+)
+async def test_what_fails_for_no_fault_of_its_caller_is_in_the_log(
+    stub: Any, echo: Echo, logs: list[Any], error: SkerryError, told: list[tuple[str, str]]
+) -> None:
+    echo.error = error
+    with pytest.raises(type(error)):
+        await stub.Fail("x")
+    entries = [entry for entry in logs if entry["event"] == "call_refused"]
+    assert [(entry["status"], entry["why"]) for entry in entries] == told
+    assert all(entry["method"] == f"/{SERVICE}/Fail" for entry in entries)
+
+
 async def test_a_log_that_cannot_be_written_does_not_keep_the_caller_from_its_answer(stub: Any) -> None:
     def full(*_: Any) -> Any:
         raise OSError("no space left on device")
