@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Never
 
@@ -32,6 +32,8 @@ ORGANIZATIONS = {
 """Organizations by their short names that are there without a centre."""
 DEFAULT_NETWORK = "default"
 DEPLOYED = "deployed"
+_STATUSES = (DEPLOYED, "suspended", "pending")
+"""Of an app; of an app that has several, in several cells, the first."""
 """Status of an app that has machines."""
 RETRY_AFTER_SECONDS = 1.0
 
@@ -305,6 +307,16 @@ class Apps:
             cname_target=f"{app.name}.{APPS_DOMAIN}",
             app_role=app.app_role,
         )
+
+
+def add_elsewhere(apps: Iterable[api.App], elsewhere: Iterable[api.App]) -> None:
+    """Make `apps`, as one cell has them, what all cells together have; `elsewhere` is what others have of any apps."""
+    by_name = {app.name: app for app in apps}
+    for there in elsewhere:
+        if (app := by_name.get(there.name)) is not None:
+            app.machine_count += there.machine_count
+            app.volume_count += there.volume_count
+            app.status = min(app.status, there.status, key=_STATUSES.index)
 
 
 def status_of(machine_count: int, *, was_deployed: bool) -> str:

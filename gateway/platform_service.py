@@ -11,7 +11,7 @@ from gateway.apps import Catalog
 from gateway.machines import Surroundings
 from gateway.organizations import get_organization
 from gateway.platform import list_regions, simulate_placements
-from gateway.routing import UNREACHABLE_KEY
+from gateway.routing import tell_unreachable
 
 
 class PlatformService(platform_pb2_grpc.PlatformServicer):
@@ -28,8 +28,7 @@ class PlatformService(platform_pb2_grpc.PlatformServicer):
         self, request: api.SimulatePlacementsRequest, context: Any
     ) -> api.SimulatePlacementsResponse:
         simulated = await simulate_placements(self._around, self._catalog, request)
-        if simulated.unreachable:
-            context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(simulated.unreachable)),))
+        tell_unreachable(context, simulated.unreachable)
         return api.SimulatePlacementsResponse(regions=simulated.placements)
 
     async def ListIPAssignments(

@@ -73,6 +73,12 @@ def connect_in_the_clear(addresses: Sequence[str], caller: str, callee: str) -> 
     return connect(addresses, caller=caller, callee=callee, secret=None, leaves_region=True)
 
 
+def tell_unreachable(context: grpc.aio.ServicerContext[Any, Any], regions: Sequence[str]) -> None:
+    """Name, beside an answer, the regions that it lacks."""
+    if regions:
+        context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(regions)),))
+
+
 class Peer:
     """The gateways of another cell, as the one `here` reaches them."""
 
@@ -202,6 +208,26 @@ class Routing:
         """The same for volumes: those of all cells, oldest first, and the regions that did not answer."""
         return await self._list_everywhere(_Kind("Volumes", "ListVolumes", "volumes"), request, here)
 
+    async def ask_others(self, method: str, request: Any) -> tuple[list[Any], tuple[str, ...]]:
+        """What the other cells answer to the call of Machines that is being served, and the regions that do not.
+
+        A cell that does not have what is asked for yet, such as a new app, is left out. Nobody is asked for a call that
+        comes from another cell.
+        """
+        if self.is_forwarded:
+            return [], ()
+
+        async def ask(peer: Peer) -> Any | None:
+            try:
+                return await self._answer_of(peer, method, request)
+            except NotFound:
+                return ()
+
+        peers = [self._peer(cell) for cell in self._cells("") if cell != self.cell]
+        answers = await asyncio.gather(*map(ask, peers))
+        unreachable = dict.fromkeys(peer.region for peer, answer in zip(peers, answers, strict=True) if answer is None)
+        return [answer for answer in answers if answer], tuple(unreachable)
+
     async def _list_everywhere(
         self, kind: _Kind, request: Any, here: Callable[[], Awaitable[list[Any]]]
     ) -> tuple[list[Any], tuple[str, ...]]:
@@ -243,19 +269,28 @@ class Routing:
         wanted.CopyFrom(request)
         wanted.region = peer.region
         try:
-            answer = await peer.call(kind.method, wanted, LIST_SECONDS, service=kind.service)
+            answer = await self._answer_of(peer, kind.method, wanted, service=kind.service, named=named)
         except NotFound:
             # An app that has not come there yet has nothing there.
             return ()
-        except ForbiddenDependency:
+        if answer is None:
+            return None
+        found: Iterable[Any] = getattr(answer, kind.items)
+        return found
+
+    async def _answer_of(
+        self, peer: Peer, method: str, request: Any, *, service: str = "Machines", named: bool = False
+    ) -> Any | None:
+        """What one cell answers; None when it does not and its region was not asked for by name. Raises NotFound."""
+        try:
+            return await peer.call(method, request, LIST_SECONDS, service=service)
+        except (ForbiddenDependency, NotFound):
             raise
         except SkerryError as error:
             if named:
                 raise
             log.warning("region_unreachable", asked=peer.region, reason=error.reason, why=error.message)
             return None
-        found: Iterable[Any] = getattr(answer, kind.items)
-        return found
 
     def _cells(self, region: str) -> Iterable[str]:
         regions = self._regions.regions if not region else [self._regions.region(region)]

@@ -31,7 +31,7 @@ from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreStub
 from skerry.sync.v1.sync_pb2_grpc import CentralSyncStub
 
 from gateway import inside, leases, lifecycle, machines, metadata
-from gateway.apps import Apps, Catalog
+from gateway.apps import Apps, Catalog, add_elsewhere
 from gateway.auth import Tokens, access, insist_on_token
 from gateway.batch import create_machines
 from gateway.cells import AppCells, CellsService
@@ -43,7 +43,7 @@ from gateway.platform_service import OrganizationsService, PlatformService
 from gateway.release_service import ReleasesService
 from gateway.releases import Releases
 from gateway.retrying import Retries
-from gateway.routing import CALL_SECONDS, UNREACHABLE_KEY, Connect, Routing, connect_in_the_clear
+from gateway.routing import CALL_SECONDS, Connect, Routing, connect_in_the_clear, tell_unreachable
 from gateway.secrets import Secrets
 from gateway.secrets_service import SecretsService
 from gateway.token_catalog import TokenCatalog
@@ -297,12 +297,23 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
     async def CreateApp(self, request: api.CreateAppRequest, context: object) -> api.CreateAppResponse:
         return api.CreateAppResponse(app=await self._around.apps.create(request))
 
-    async def ListApps(self, request: api.ListAppsRequest, context: object) -> api.ListAppsResponse:
+    async def ListApps(
+        self, request: api.ListAppsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> api.ListAppsResponse:
         apps = await self._around.apps.list(request.org_slug)
+        answers, unreachable = await self._around.routing.ask_others("ListApps", request)
+        add_elsewhere(apps, (app for answer in answers for app in answer.apps))
+        tell_unreachable(context, unreachable)
         return api.ListAppsResponse(apps=apps, total_apps=len(apps))
 
-    async def GetApp(self, request: api.GetAppRequest, context: object) -> api.GetAppResponse:
-        return api.GetAppResponse(app=await self._around.apps.get(request.app_name))
+    async def GetApp(
+        self, request: api.GetAppRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> api.GetAppResponse:
+        app = await self._around.apps.get(request.app_name)
+        answers, unreachable = await self._around.routing.ask_others("GetApp", request)
+        add_elsewhere([app], (answer.app for answer in answers))
+        tell_unreachable(context, unreachable)
+        return api.GetAppResponse(app=app)
 
     async def DeleteApp(self, request: api.DeleteAppRequest, context: object) -> api.DeleteAppResponse:
         await self._around.apps.delete(request.app_name)
@@ -324,8 +335,7 @@ class _Servicer(machines_pb2_grpc.MachinesServicer):
         self, request: api.ListMachinesRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> api.ListMachinesResponse:
         listed = await lifecycle.list_machines(self._around, request)
-        if listed.unreachable:
-            context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(listed.unreachable)),))
+        tell_unreachable(context, listed.unreachable)
         return api.ListMachinesResponse(machines=listed.machines, next_cursor=listed.next_cursor)
 
     async def WatchMachines(

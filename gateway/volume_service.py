@@ -13,7 +13,7 @@ from skerry.machines.v1 import volumes_pb2_grpc
 from gateway import volumes
 from gateway.fleet import Fleet
 from gateway.machines import Surroundings
-from gateway.routing import UNREACHABLE_KEY
+from gateway.routing import tell_unreachable
 from services.runtime.registry import current_call
 
 SERVICE = "Volumes"
@@ -47,8 +47,7 @@ class VolumesService(volumes_pb2_grpc.VolumesServicer):
             return await volumes.list_volumes(self.around, self._fleet, request)
 
         listed, unreachable = await self.around.routing.list_volumes(request, here)
-        if unreachable:
-            context.set_trailing_metadata(((UNREACHABLE_KEY, ",".join(unreachable)),))
+        tell_unreachable(context, unreachable)
         return api.ListVolumesResponse(volumes=listed)
 
     async def CreateVolume(self, request: api.CreateVolumeRequest, context: object) -> api.CreateVolumeResponse:

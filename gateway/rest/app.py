@@ -28,7 +28,7 @@ from gateway.rest.events import EventStream
 from gateway.rest.pages import PATHS as PAGE_PATHS
 from gateway.rest.pages import answer_page
 from gateway.rest.preconditions import etag, insist_on_match
-from gateway.rest.routes import NO_CONTENT, Route, Router, routes_of
+from gateway.rest.routes import NO_CONTENT, OF_ALL_REGIONS, Route, Router, routes_of
 from gateway.routing import UNREACHABLE_KEY
 from services.runtime import telemetry
 from services.runtime.clock import Clock
@@ -57,9 +57,6 @@ STREAM_SECONDS = 3600.0
 """The deadline of a stream; whoever serves it ends it before."""
 DISCONNECT_AFTER_SECONDS = 0.05
 """A call that takes longer ends when its client goes away; watching for that costs more than a shorter call."""
-
-LISTS = frozenset({"ListMachines", "ListVolumes", "SimulatePlacements"})
-"""Methods whose answers may lack regions."""
 
 NEXT_CURSOR = b"skerry-next-cursor"
 """The header that says where the next page of a list begins."""
@@ -211,7 +208,7 @@ class RestApp:
         more = [unknown_fields_warning(unknown)] if unknown else []
         if route.has_machine:
             more += etag(response)
-        elif route.rpc in LISTS:
+        elif route.rpc in OF_ALL_REGIONS:
             more += _unreachable(await call.trailing_metadata())
             if route.has_pages and response.next_cursor:
                 more.append((NEXT_CURSOR, response.next_cursor.encode()))

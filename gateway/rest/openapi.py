@@ -14,7 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from gateway.public_services import PUBLIC_SERVICES, path_of
 from gateway.rest.codec import dump
 from gateway.rest.forms import is_map, json_name, message_of
-from gateway.rest.routes import FIELDS, NO_CONTENT, Route, bodies_of, routes_of
+from gateway.rest.routes import FIELDS, NO_CONTENT, OF_ALL_REGIONS, Route, bodies_of, routes_of
 from gateway.rest.schemas import Schema, Schemas
 from services.runtime.errors import ERRORS
 
@@ -337,7 +337,8 @@ def _answered_headers(route: Route) -> Schema:
     if route.has_pages:
         text = "What to send as `cursor` for the next page; there is none on the last one."
         headers["skerry-next-cursor"] = {"description": text, "schema": {"type": "string"}}
-        text = "Regions that did not answer, by their codes: the list lacks what is there."
+    if route.rpc in OF_ALL_REGIONS:
+        text = "Regions that did not answer, by their codes: the answer lacks what is there."
         headers["skerry-unreachable-regions"] = {"description": text, "schema": {"type": "string"}}
     return headers
 

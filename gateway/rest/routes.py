@@ -27,6 +27,8 @@ from services.runtime.errors import InvalidConfig, MethodNotAllowed, NotFound, V
 MOST_QUERY_FIELDS = 200
 NO_CONTENT = 204
 """The status of an answer without a body."""
+OF_ALL_REGIONS = frozenset({"GetApp", "ListApps", "ListMachines", "ListVolumes", "SimulatePlacements"})
+"""Methods whose answers may lack regions."""
 ITEMS_AT_ONCE = 200
 """Items of a list that are written before others have their turn."""
 

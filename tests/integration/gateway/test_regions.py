@@ -271,6 +271,20 @@ async def test_pages_go_through_the_machines_of_every_region_in_their_order(regi
     assert seen == made
 
 
+async def test_an_app_is_what_it_is_in_all_regions_together_whichever_is_asked(regions: Regions, app: str) -> None:
+    before = await regions["iad"].call("GET", f"/v1/apps/{app}")
+    assert (before.json["status"], before.json["machine_count"]) == ("pending", 0)
+    for to in ("syd", "iad", "iad"):
+        await regions["syd"].call("POST", f"/v1/apps/{app}/machines", {**BODY, "region": to})
+    for door in regions.values():
+        got = await door.call("GET", f"/v1/apps/{app}")
+        listed = await door.call("GET", "/v1/apps?org_slug=personal")
+        (in_list,) = [each for each in listed.json["apps"] if each["name"] == app]
+        for answer, shown in ((got, got.json), (listed, in_list)):
+            assert (shown["status"], shown["machine_count"]) == ("deployed", 3)
+            assert answer.headers["skerry-unreachable-regions"] == DEAD
+
+
 async def test_a_watch_of_another_region_goes_through_any_gateway(regions: Regions, app: str) -> None:
     there = await regions["iad"].machine(app)
     await regions["syd"].machine(app)
