@@ -16,6 +16,7 @@ from gateway.graphql.sources import Sources
 from gateway.rest.codec import parse
 from services.runtime import telemetry
 from services.runtime.errors import InvalidConfig, SkerryError
+from services.runtime.graphql_types import is_ambiguous
 from services.runtime.telemetry import log
 
 MOST_BYTES = 64 * 1024
@@ -56,6 +57,8 @@ def _read(document: bytes) -> tuple[str, dict[str, Any], str | None]:
         raise InvalidConfig("the body must be {query: string, variables: object, operationName: string}")
     if not query.strip():
         raise InvalidConfig("query must not be empty")
+    if is_ambiguous(query, operation):
+        raise InvalidConfig("operationName must say which operation of the query is meant")
     return query, variables or {}, operation or None
 
 

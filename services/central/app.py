@@ -28,6 +28,7 @@ from services.central.errors import Invalid, Missing, NotAllowed, Refusal, Taken
 from services.central.faults import Faults
 from services.central.graphql.context import Centre
 from services.central.graphql.schema import client_schema, schema
+from services.runtime.graphql_types import is_ambiguous
 from services.runtime.principals import Principal
 from services.runtime.telemetry import current_trace_id, log, metrics, serving, tracer
 
@@ -138,6 +139,8 @@ class CentralApp:
             raise Invalid("the body must be {query: string, variables: object, operationName: string}")
         if not query.strip():
             raise Invalid("query must not be empty")
+        if is_ambiguous(query, operation):
+            raise Invalid("operationName must say which operation of the query is meant")
         with self._tracer.span(f"graphql {operation or 'operation'}"):
             try:
                 served = schema if _may_everything(centre.principal) else client_schema

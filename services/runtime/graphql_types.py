@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NewType, Protocol, TypeVar
 
 import strawberry
-from graphql import GraphQLError
+from graphql import GraphQLError, OperationDefinitionNode, parse
 from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter, SchemaExtension
 from strawberry.scalars import JSON
 from strawberry.schema.config import StrawberryConfig
@@ -564,6 +564,18 @@ class SecretsPayload:
     app: App
     version: int
     release: Release | None
+
+
+def is_ambiguous(query: str, operation: str | None) -> bool:
+    """Whether `query` holds several operations, and none of them is named: the first would be executed."""
+    if operation:
+        return False
+    try:
+        document = parse(query, max_tokens=MOST_TOKENS)
+    except GraphQLError:
+        # Whoever executes it says what is wrong with it.
+        return False
+    return sum(isinstance(each, OperationDefinitionNode) for each in document.definitions) > 1
 
 
 def limits_of_operations() -> list[Callable[[], SchemaExtension]]:

@@ -305,6 +305,7 @@ async def test_secrets_cannot_be_set_without_a_centre(region: TestRegion) -> Non
         b'{"query": "{ viewer { __typename } }", "variables": [1]}',
         b'{"query": "{ viewer { __typename } }", "operationName": {}}',
         b'{"query": "query A { viewer { __typename } }", "operationName": "B"}',
+        b'{"query": "query A { viewer { __typename } } query B { viewer { __typename } }"}',
         b'{"query": "' + b" " * 70_000 + b'"}',
     ],
 )

@@ -234,6 +234,7 @@ async def test_the_token_is_accepted_under_both_schemes(centre: Centre) -> None:
         (b'{"query": "' + b"{ apps " * 20_000 + b'"}', "BAD_REQUEST"),
         (b"[" * 100_000, "INVALID"),
         (b'{"query": "query A { apps { nodes { id } } }", "operationName": "B"}', "INVALID"),
+        (b'{"query": "query A { apps { nodes { id } } } query B { apps { nodes { id } } }"}', "INVALID"),
         (b'{"query": "query($l: Int!) { changes(after: \\"\\", limit: $l) { position } }"}', "BAD_REQUEST"),
         (b'{"query": "{ changes(after: \\"x\\", limit: 1) { position } }"}', "INVALID"),
         (b'{"query": "{ changes(after: \\"\\", limit: 0) { position } }"}', "INVALID"),
