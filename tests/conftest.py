@@ -9,9 +9,11 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 
 from services.runtime.postgres import OwnedPostgres
 
@@ -25,6 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("soak") is not None:
             item.add_marker(pytest.mark.skip(reason="long; run it with -m soak"))
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    """The events that are logged from now on, whatever level an earlier test has set."""
+    structlog.reset_defaults()
+    with structlog.testing.capture_logs() as captured:
+        yield captured
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -276,12 +276,6 @@ def echo(wiring: Wiring) -> Echo:
 @pytest.fixture
 def stub(wiring: Wiring) -> Any:
     return wiring.stub()
-
-
-@pytest.fixture
-def logs() -> Iterator[list[Any]]:
-    with structlog.testing.capture_logs() as captured:
-        yield captured
 
 
 async def _collect(responses: Any) -> list[str]:

@@ -29,9 +29,14 @@ def states_of(marker: str) -> set[bytes]:
     return {stat_fields(f"/proc/{pid}")[0] for pid in holders_of(marker)}
 
 
-async def suspended(ledger: Ledger, reaches: Reaches, marker: str, *command: str) -> str:
+async def suspended(
+    ledger: Ledger, reaches: Reaches, marker: str, *command: str, once_there: Path | None = None
+) -> str:
+    """A machine that was suspended while it ran; not before its command has written the file `once_there`."""
     machine = await ledger.create(machine_spec(*(command or ("sleep", "100")), marker=marker))
     await reaches(machine, "started")
+    if once_there is not None:
+        await eventually(lambda: once_there.exists() and once_there.stat().st_size)
     await ledger.suspend(machine)
     await reaches(machine, "suspended")
     assert states_of(marker) == {b"T"}
@@ -44,8 +49,8 @@ async def test_a_suspended_machine_stands_still_with_all_its_processes_and_goes_
     await workers.start()
     out = tmp_path / "out"
     script = f"sleep 100 & n=0; while :; do n=$((n + 1)); echo $n > {out}; sleep 0.01; done"
-    machine = await suspended(ledger, reaches, "frozen", "sh", "-c", script)
-    pid, count = leaders_of("frozen"), int(out.read_text())
+    machine = await suspended(ledger, reaches, "frozen", "sh", "-c", script, once_there=out)
+    pid, count = leaders_of("frozen"), int(out.read_text() or 0)
     await ledger.resume(machine)
     await reaches(machine, "started")
     await eventually(lambda: int(out.read_text() or 0) > count + 2)
@@ -99,8 +104,9 @@ async def test_a_suspended_machine_is_stopped_by_its_own_signal(
     workers: Workers, ledger: Ledger, reaches: Reaches, tmp_path: Path
 ) -> None:
     await workers.start()
-    script = f"trap 'echo term >> {tmp_path}/out; exit 3' TERM; while :; do sleep 0.02; done"
-    machine = await suspended(ledger, reaches, "polite", "sh", "-c", script)
+    ready = tmp_path / "ready"
+    script = f"trap 'echo term >> {tmp_path}/out; exit 3' TERM; echo > {ready}; while :; do sleep 0.02; done"
+    machine = await suspended(ledger, reaches, "polite", "sh", "-c", script, once_there=ready)
     # What is stopped while it is suspended is told to be stopped at once, and goes in peace.
     await ledger.change(machine, desired=DESIRED_STATE_STOPPED, state=MACHINE_STATE_STOPPED)
     await eventually(lambda: not holders_of("polite"))
