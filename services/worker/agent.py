@@ -16,7 +16,6 @@ from random import Random
 from signal import SIGKILL, Signals
 from typing import Never, Protocol
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from skerry.store.v1.catalog_pb2 import SecretsRecord
 from skerry.store.v1.store_pb2 import (
     DESIRED_STATE_STOPPED,
@@ -39,10 +38,6 @@ from skerry.store.v1.store_pb2 import (
 )
 from skerry.types.v1.machine_pb2 import (
     MACHINE_STATE_DESTROYED,
-    MACHINE_STATE_RESTARTING,
-    MACHINE_STATE_STARTED,
-    MACHINE_STATE_SUSPENDED,
-    MachineExitEvent,
 )
 
 from services.runtime.addresses import private_ip
@@ -67,6 +62,7 @@ from services.worker.drivers.driver import (
     Running,
 )
 from services.worker.journal import Entry, Journal, Phase, Stop
+from services.worker.observations import exit_event, missing_observation, nothing_runs, observed
 from services.worker.reconcile import ALIVE, AT_REST, Step, Want, next_step, want_of
 from services.worker.reporter import Ledger, Reporter
 from services.worker.restart import after_exit
@@ -370,7 +366,7 @@ class Agent:
             at = running.started_at if running is not None else self._clock.now()
             pid = running.pid if running is not None else 0
             entry = replace(entry, phase=Phase.RUNNING, pid=pid, started_at=at)
-            self._write(entry, _observation(entry, at, started=Started(restart_count=entry.restart_count)))
+            self._write(entry, observed(entry, at, started=Started(restart_count=entry.restart_count)))
         if running is not None:
             log.info("machine_adopted", machine=machine.id, pid=running.pid)
             self._attach(machine, running)
@@ -549,7 +545,7 @@ class Agent:
             else:
                 entry = replace(entry, phase=Phase.RUNNING, pid=running.pid, started_at=running.started_at)
                 started = Started(restart_count=entry.restart_count)
-                self._write(entry, _observation(entry, running.started_at, started=started))
+                self._write(entry, observed(entry, running.started_at, started=started))
                 self._attach(machine, running)
 
     async def _secrets_of(self, record: MachineRecord) -> tuple[Mapping[str, str], str]:
@@ -584,19 +580,19 @@ class Agent:
         except CannotSuspend as error:
             log.info("machine_not_suspended", machine=machine.id, why=str(error))
             refused = NotSuspended(reason=str(error))
-            self._write(entry, _observation(entry, self._clock.now(), not_suspended=refused))
+            self._write(entry, observed(entry, self._clock.now(), not_suspended=refused))
             await self._news_of(machine)
             return
         # Whoever finds it frozen before this is written freezes it again.
         self._end_checks(machine)
         entry = replace(entry, phase=Phase.SUSPENDED)
-        self._write(entry, _observation(entry, self._clock.now(), suspended=Suspended()))
+        self._write(entry, observed(entry, self._clock.now(), suspended=Suspended()))
 
     async def _resume(self, machine: _Machine) -> None:
         entry = replace(self._here().entries[machine.id], phase=Phase.RUNNING)
         await self._driver.resume(Run(machine.id, entry.run))
         now = self._clock.now()
-        self._write(entry, _observation(entry, now, started=Started(restart_count=entry.restart_count)))
+        self._write(entry, observed(entry, now, started=Started(restart_count=entry.restart_count)))
         self._begin_checks(machine, now - entry.started_at)
 
     async def _news_of(self, machine: _Machine) -> None:
@@ -659,9 +655,9 @@ class Agent:
         if record is not None and record.desired == DESIRED_STATE_STOPPED and record.generation > entry.generation:
             # A version came that is not to run: this exit is also the end of waiting for that one.
             over = replace(over, generation=record.generation)
-        event = _exit_event(exit, requested=entry.stop is Stop.REQUESTED, restarting=restarting)
+        event = exit_event(exit, requested=entry.stop is Stop.REQUESTED, restarting=restarting)
         exited = Exited(exit=event, restart_count=entry.restart_count)
-        self._write(over, _observation(over, exit.at, exited=exited))
+        self._write(over, observed(over, exit.at, exited=exited))
 
     def _settle(self, machine: _Machine) -> None:
         record = machine.record
@@ -672,7 +668,7 @@ class Agent:
         if record.state in AT_REST:
             self._write(entry)
             return
-        self._write(entry, self._nothing_runs(entry))
+        self._write(entry, nothing_runs(entry, self._clock.now()))
 
     async def _remove(self, machine: _Machine, step: Step) -> None:
         self._end_checks(machine)
@@ -682,7 +678,7 @@ class Agent:
         if record is not None and step in (Step.DESTROY, Step.LEAVE):
             entry = Entry(machine.id, record.generation)
             seen = {"destroyed": Destroyed()} if step is Step.DESTROY else {"left": Left()}
-            observations.append(_observation(entry, self._clock.now(), **seen))
+            observations.append(observed(entry, self._clock.now(), **seen))
         self._here().write(forget=[machine.id], observations=observations)
         for observation in observations:
             self._told_gone[machine.id] = observation.sequence
@@ -713,7 +709,7 @@ class Agent:
     def _write_failed(self, machine: _Machine, entry: Entry, reason: str) -> None:
         log.info("machine_cannot_run", machine=machine.id, why=reason)
         entry = replace(entry, phase=Phase.FAILED, stop=Stop.NO, pid=0, reason=reason)
-        self._write(entry, _observation(entry, self._clock.now(), failed=Failed(reason=reason)))
+        self._write(entry, observed(entry, self._clock.now(), failed=Failed(reason=reason)))
 
     def _wake_reporter(self) -> None:
         if self._reporter is not None:
@@ -725,11 +721,6 @@ class Agent:
         self._told_gone = {machine_id: told for machine_id, told in self._told_gone.items() if told >= first}
         if self._checks_to_tell:
             self._checks_news.set()
-
-    def _nothing_runs(self, entry: Entry) -> Observation:
-        now = self._clock.now()
-        event = MachineExitEvent(requested_stop=True, restarting=False, exited_at=_timestamp(now))
-        return _observation(entry, now, exited=Exited(exit=event, restart_count=entry.restart_count))
 
     async def _repeat_what_was_lost(self, journal: Journal) -> Never:
         """Tell again what the store should know by now and does not: it may have been set back to an older state."""
@@ -743,29 +734,11 @@ class Agent:
                 entry = journal.entries.get(machine.id)
                 quiet = machine.task is None and now - machine.settled_at > _REPEAT_AFTER_SECONDS
                 if quiet and entry is not None and machine.id not in waiting:
-                    missing = self._missing(machine, entry)
+                    missing = missing_observation(machine.record, entry, self.worker_id, self._clock.now())
                     if missing is not None:
                         log.warning("observation_repeated", machine=machine.id, phase=entry.phase)
                         self._write(entry, missing)
                         machine.settled_at = now
-
-    def _missing(self, machine: _Machine, entry: Entry) -> Observation | None:
-        record, now = machine.record, self._clock.now()
-        want = want_of(record, entry, self.worker_id)
-        if record is None or want not in (Want.RUN, Want.SUSPEND, Want.REST):
-            return None
-        if entry.phase is Phase.RUNNING and want is Want.RUN and record.state != MACHINE_STATE_STARTED:
-            return _observation(entry, now, started=Started(restart_count=entry.restart_count))
-        if entry.phase is Phase.SUSPENDED and want is Want.SUSPEND and record.state != MACHINE_STATE_SUSPENDED:
-            return _observation(entry, now, suspended=Suspended())
-        if entry.phase is Phase.FAILED and record.state not in AT_REST:
-            return _observation(entry, now, failed=Failed(reason=entry.reason))
-        if entry.phase is Phase.ENDED and record.state not in AT_REST:
-            return self._nothing_runs(entry)
-        if entry.phase is Phase.WAITING and want is Want.RUN and record.state != MACHINE_STATE_RESTARTING:
-            event = MachineExitEvent(restarting=True, exited_at=_timestamp(now))
-            return _observation(entry, now, exited=Exited(exit=event, restart_count=entry.restart_count))
-        return None
 
     # Health checks
 
@@ -805,7 +778,7 @@ class Agent:
                     continue  # The outbox must not grow while the store is away: the newest is told once it is back.
                 del self._checks_to_tell[machine_id]
                 told = ChecksChanged(checks=checks.statuses())
-                self._write(entry, _observation(entry, self._clock.now(), checks_changed=told))
+                self._write(entry, observed(entry, self._clock.now(), checks_changed=told))
             await self._clock.sleep(_CHECKS_SECONDS)
 
 
@@ -856,51 +829,3 @@ def _how_to_stop(record: MachineRecord | None) -> tuple[Signals, float]:
         if source.HasField("timeout"):
             return signal, max(0.0, source.timeout.ToNanoseconds() / 1e9)
     return signal, _DEFAULT_STOP_SECONDS
-
-
-def _exit_event(exit: Exit, *, requested: bool, restarting: bool) -> MachineExitEvent:
-    event = MachineExitEvent(
-        exit_code=exit.code,
-        guest_exit_code=exit.code,
-        oom_killed=exit.oom_killed,
-        requested_stop=requested,
-        restarting=restarting,
-        exited_at=_timestamp(exit.at),
-    )
-    if exit.signal:
-        event.signal = event.guest_signal = exit.signal
-    return event
-
-
-def _observation(
-    entry: Entry,
-    at: float,
-    *,
-    started: Started | None = None,
-    exited: Exited | None = None,
-    failed: Failed | None = None,
-    destroyed: Destroyed | None = None,
-    left: Left | None = None,
-    checks_changed: ChecksChanged | None = None,
-    suspended: Suspended | None = None,
-    not_suspended: NotSuspended | None = None,
-) -> Observation:
-    return Observation(
-        machine_id=entry.machine_id,
-        generation=entry.generation,
-        at=_timestamp(at),
-        started=started,
-        exited=exited,
-        failed=failed,
-        destroyed=destroyed,
-        left=left,
-        checks_changed=checks_changed,
-        suspended=suspended,
-        not_suspended=not_suspended,
-    )
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(int(seconds * 1e9))
-    return timestamp
