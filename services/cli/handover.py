@@ -200,18 +200,24 @@ def diff(
 
     mesh = inside.mesh_of(directory)
     rows: list[dict[str, Any]] = []
-    for region in inside.regions_of(mesh, regions):
-        for difference in inside.ask(mesh, region, work):
+    failures: list[str] = []
+    for region, answer in inside.ask_all(mesh, inside.regions_of(mesh, regions), work).items():
+        if isinstance(answer, inside.Refusal):
+            failures.append(str(answer))
+            continue
+        for difference in answer:
             rows.append({"region": region, **MessageToDict(difference, preserving_proto_field_name=True)})
     if as_json:
         print_json({"differences": rows})
-        return
-    columns = ("region", "part", "field", "local_value", "central_value", "app_name", "at")
-    print_table(
-        [column.upper() for column in columns],
-        [tuple(row.get(column, "") for column in columns) for row in rows],
-        empty="there are no differences",
-    )
+    else:
+        columns = ("region", "part", "field", "local_value", "central_value", "app_name", "at")
+        print_table(
+            [column.upper() for column in columns],
+            [tuple(row.get(column, "") for column in columns) for row in rows],
+            empty="there are no differences" if not failures else "no differences in the regions that answered",
+        )
+    if failures:
+        raise CommandError("; ".join(failures))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -17,15 +18,17 @@ TIMEOUT = 30.0
 
 
 class Api:
-    """One gateway, asked with the mesh's token. Errors of the server become CommandError with its own words."""
+    """The gateways of a region, asked with the mesh's token: the first that there is a connection to.
 
-    def __init__(self, base: str, token: str) -> None:
+    Errors of the server become CommandError with its own words.
+    """
+
+    def __init__(self, bases: Sequence[str], token: str) -> None:
         # Imported here, for commands that ask nothing should start at once.
         import httpx
 
-        self._client: httpx.Client = httpx.Client(
-            base_url=base, headers={"authorization": f"Bearer {token}"}, timeout=TIMEOUT
-        )
+        self._bases = list(bases)
+        self._client: httpx.Client = httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=TIMEOUT)
 
     @classmethod
     def of(cls, directory: Path | None, region: str | None) -> Self:
@@ -37,7 +40,8 @@ class Api:
         code = region or next(iter(regions))
         if code not in regions:
             raise CommandError(f"the mesh has no region {code!r}; it has: {', '.join(regions)}")
-        return cls(regions[code]["rest"], endpoints["token"])
+        doors = regions[code].get("sets") or [regions[code]]
+        return cls([door["rest"] for door in doors], endpoints["token"])
 
     def call(
         self,
@@ -55,14 +59,23 @@ class Api:
         content = None if body is None else json.dumps(body).encode()
         sent = {**({} if body is None else {"content-type": "application/json"}), **(headers or {})}
         params = {key: value for key, value in (query or {}).items() if value not in (None, [], "")}
-        try:
-            answer = self._client.request(method, url, content=content, headers=sent, params=params, timeout=timeout)
-        except httpx.TimeoutException:
-            raise CommandError(f"{self._client.base_url} did not answer within {timeout:g} s") from None
-        except httpx.HTTPError as error:
-            raise CommandError(
-                f"{self._client.base_url} cannot be reached ({error}): `skerry up` starts what is not running"
-            ) from None
+        while True:
+            base = self._bases[0]
+            try:
+                answer = self._client.request(
+                    method, base + url, content=content, headers=sent, params=params, timeout=timeout
+                )
+                break
+            except httpx.TimeoutException:
+                raise CommandError(f"{base} did not answer within {timeout:g} s") from None
+            except httpx.HTTPError as error:
+                if isinstance(error, httpx.ConnectError) and len(self._bases) > 1:
+                    # Nothing was sent, so another may be asked, and all further requests go there.
+                    del self._bases[0]
+                    continue
+                raise CommandError(
+                    f"{base} cannot be reached ({error}): `skerry up` starts what is not running"
+                ) from None
         if answer.is_success:
             if warning := answer.headers.get("warning"):
                 say(f"warning: {warning}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,10 @@ async def test_any_gateway_serves_any_region_and_a_list_names_the_one_that_is_aw
     away = doors.request("syd", "GET", f"{MACHINES}/{there}")
     assert (away.status_code, away.json()["status"]) == (503, "dependency_down"), away.text
     assert "iad" in away.json()["error"]
+    differences = mesh.skerry("handover", "diff", "--json", "--dir", str(mesh.directory), check=False)
+    assert (differences.returncode, json.loads(differences.stdout)) == (1, {"differences": []})
+    assert "iad" in differences.stderr
+    assert "syd" not in differences.stderr
     doors.ok("syd", "POST", MACHINES, {"config": SLEEPER, "region": "syd", "skip_launch": True})
 
     mesh.skerry("region", "start", "iad", "--dir", str(mesh.directory))

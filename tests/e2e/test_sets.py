@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import partial
 
@@ -39,6 +40,7 @@ async def test_two_sets_serve_one_region_and_one_takes_over_when_the_owner_of_po
         for killed, alive in ((0, 1), (1, 0)):
             kill_9(mesh.endpoints["regions"]["syd"]["sets"][killed]["pid"])
             await eventually(partial(creates_through, mesh, alive), seconds=20)
+            assert json.loads(mesh.skerry("machines", "list", "sets", "--dir", str(mesh.directory), "--json").stdout)
             kill_9(mesh.postmaster())
             await eventually(partial(lists_through, mesh, alive), seconds=20)
             mesh.up()

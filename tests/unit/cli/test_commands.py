@@ -1,7 +1,9 @@
 import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -56,6 +58,30 @@ def test_a_gateway_that_is_not_there_is_told_of_in_a_sentence(tmp_path: Path) ->
     assert result.exit_code == 1
     assert result.stdout == ""
     assert "cannot be reached" in result.stderr
+
+
+class Listing(BaseHTTPRequestHandler):
+    """Answers every list with nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_a_set_that_is_not_there_is_passed_over_for_the_next(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        doors = [{"rest": "http://127.0.0.1:9"}, {"rest": f"http://127.0.0.1:{server.server_port}"}]
+        endpoints = {"regions": {"syd": {**doors[0], "sets": doors}}, "token": "t"}
+        (tmp_path / "endpoints.json").write_text(json.dumps(endpoints))
+        result = runner.invoke(app, ["machines", "list", "web", "--dir", str(tmp_path), "--json"])
+        server.shutdown()
+    assert (result.exit_code, json.loads(result.stdout)) == (0, []), result.output
 
 
 def test_a_service_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
