@@ -28,6 +28,7 @@ class Api:
         import httpx
 
         self._bases = list(bases)
+        self._refused: list[str] = []
         self._client: httpx.Client = httpx.Client(headers={"authorization": f"Bearer {token}"}, timeout=TIMEOUT)
 
     @classmethod
@@ -71,10 +72,11 @@ class Api:
             except httpx.HTTPError as error:
                 if isinstance(error, httpx.ConnectError) and len(self._bases) > 1:
                     # Nothing was sent, so another may be asked, and all further requests go there.
-                    del self._bases[0]
+                    self._refused.append(self._bases.pop(0))
                     continue
+                where = ", ".join([*self._refused, base])
                 raise CommandError(
-                    f"{base} cannot be reached ({error}): `skerry up` starts what is not running"
+                    f"{where} cannot be reached ({error}): `skerry up` starts what is not running"
                 ) from None
         if answer.is_success:
             if warning := answer.headers.get("warning"):

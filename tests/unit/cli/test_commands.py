@@ -51,13 +51,16 @@ def test_with_several_regions_a_command_never_guesses(tmp_path: Path) -> None:
 
 
 def test_a_gateway_that_is_not_there_is_told_of_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "endpoints.json").write_text(
-        json.dumps({"regions": {"syd": {"rest": "http://127.0.0.1:9"}}, "token": "t"})
-    )
-    result = runner.invoke(app, ["machines", "list", "web", "--dir", str(tmp_path), "--json"])
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert "cannot be reached" in result.stderr
+    doors = [{"rest": "http://127.0.0.1:9"}, {"rest": "http://127.0.0.1:11"}]
+    for region, named in (
+        (doors[0], "http://127.0.0.1:9 cannot be reached"),
+        ({**doors[0], "sets": doors}, "http://127.0.0.1:9, http://127.0.0.1:11 cannot be reached"),
+    ):
+        (tmp_path / "endpoints.json").write_text(json.dumps({"regions": {"syd": region}, "token": "t"}))
+        result = runner.invoke(app, ["machines", "list", "web", "--dir", str(tmp_path), "--json"])
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert named in result.stderr
 
 
 class Listing(BaseHTTPRequestHandler):
