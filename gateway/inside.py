@@ -71,7 +71,8 @@ async def exec_machine(
 ) -> api.ExecMachineResponse:
     """Run a command inside a machine that runs.
 
-    One that takes too long is killed, with status 137, and its stderr says so.
+    One that takes too long is killed, with status 137, and its stderr says so. An output that the worker has cut is
+    marked as such.
     Raises NotFound, WrongState, InvalidConfig, DependencyDown naming the worker.
     """
     violations: list[Violation] = []
@@ -94,7 +95,11 @@ async def exec_machine(
     if ran.timed_out:
         complaints += f"the command was killed: it was not done within its timeout of {seconds} s\n"
     return api.ExecMachineResponse(
-        exit_code=ran.exit_code, stdout=ran.stdout.decode(errors="replace"), stderr=complaints
+        exit_code=ran.exit_code,
+        stdout=ran.stdout.decode(errors="replace"),
+        stderr=complaints,
+        stdout_truncated=ran.stdout_truncated,
+        stderr_truncated=ran.stderr_truncated,
     )
 
 

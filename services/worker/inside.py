@@ -17,7 +17,7 @@ from services.worker.drivers.driver import Exit, Inside
 from services.worker.drivers.shim import process_folders, stat_fields
 
 MOST_OUTPUT_BYTES = 1 << 20
-"""Of each of the two outputs of a command; the rest is read and dropped."""
+"""Of each of the two outputs of a command; the rest is read, dropped and told of."""
 
 _SHELL = "/bin/sh"
 _CHUNK_BYTES = 65_536
@@ -35,12 +35,20 @@ _SOCKET_TABLES: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """What a command wrote, its first MOST_OUTPUT_BYTES; `truncated` where it wrote more."""
+
+    data: bytes
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """What became of a command. `exit_code` is 128 + signal where a signal ended it."""
 
     exit_code: int
-    stdout: bytes
-    stderr: bytes
+    stdout: Output
+    stderr: Output
     timed_out: bool
 
 
@@ -180,14 +188,18 @@ async def _feed(process: Process, stdin: bytes) -> None:
     process.stdin.close()
 
 
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
+async def _read(stream: asyncio.StreamReader | None) -> Output:
     assert stream is not None
     pieces: list[bytes] = []
     room = MOST_OUTPUT_BYTES
+    truncated = False
+    # To its end, also when there is no room left: a command must not block on a pipe that is full.
     while data := await stream.read(_CHUNK_BYTES):
-        pieces.append(data[:room])
-        room -= len(pieces[-1])
-    return b"".join(pieces)
+        if room:
+            pieces.append(data[:room])
+        truncated = truncated or len(data) > room
+        room -= min(room, len(data))
+    return Output(b"".join(pieces), truncated)
 
 
 def _kill(process: Process) -> None:

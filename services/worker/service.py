@@ -176,7 +176,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
                 f"the command cannot be run in machine {request.machine_id}: {error.strerror or error}",
                 violations=[Violation("cmd", f"cannot be run: {error.strerror or error}")],
             ) from error
-        return ExecResponse(exit_code=ran.exit_code, stdout=ran.stdout, stderr=ran.stderr, timed_out=ran.timed_out)
+        return ExecResponse(
+            exit_code=ran.exit_code,
+            stdout=ran.stdout.data,
+            stderr=ran.stderr.data,
+            timed_out=ran.timed_out,
+            stdout_truncated=ran.stdout.truncated,
+            stderr_truncated=ran.stderr.truncated,
+        )
 
     async def ListProcesses(
         self, request: ListProcessesRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from skerry.machines.v1 import machines_pb2 as api
 
+from gateway.rest.openapi import document
 from services.runtime.errors import InvalidConfig, WrongState
 from services.worker.drivers.shim import start_time
 from tests.support import eventually
@@ -66,11 +67,28 @@ async def test_a_command_ends_with_its_machine_and_blames_no_timeout(lively_regi
     assert (ran["exit_code"], ran["stderr"]) == (137, "")
 
 
-async def test_a_command_that_writes_without_end_costs_bounded_memory(lively_region: TestRegion) -> None:
+async def test_output_that_is_cut_is_marked_and_the_command_ends_by_itself(lively_region: TestRegion) -> None:
     path = await sleeping(lively_region, await lively_region.app())
-    ran = await run(lively_region, path, "head -c 3000000 /dev/zero | tr '\\0' x")
-    assert ran["exit_code"] == 0
-    assert len(ran["stdout"]) == 1 << 20
+    ran = await run(lively_region, path, "yes | head -c 5000000")
+    assert ran == {"exit_code": 0, "stdout": "y\n" * (1 << 19), "stderr": "", "stdout_truncated": True}
+    ran = await run(lively_region, path, "yes | head -c 5000000 >&2; exit 3")
+    assert ran == {"exit_code": 3, "stdout": "", "stderr": "y\n" * (1 << 19), "stderr_truncated": True}
+
+
+async def test_an_answer_that_is_whole_has_no_word_of_cuts(lively_region: TestRegion) -> None:
+    path = await sleeping(lively_region, await lively_region.app())
+    answer = await lively_region.call("POST", f"{path}/exec", {"cmd": "yes | head -c 1048576; echo oh no >&2"})
+    assert answer.json == {"exit_code": 0, "stdout": "y\n" * (1 << 19), "stderr": "oh no\n"}
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    raw = await lively_region.rest.request("POST", f"{path}/exec", json={"cmd": "echo hi"}, headers=headers, timeout=30)
+    assert raw.content == b'{"exit_code":0,"stdout":"hi\\n","stderr":""}'
+
+
+async def test_the_description_of_the_api_has_the_marks_of_cut_output_as_optional() -> None:
+    described = document()["components"]["schemas"]["ExecMachineResponse"]
+    assert described["required"] == ["exit_code", "stdout", "stderr"]
+    for mark in ("stdout_truncated", "stderr_truncated"):
+        assert described["properties"][mark]["type"] == "boolean"
 
 
 async def test_processes_are_listed_as_a_bare_array_in_the_wanted_order(lively_region: TestRegion) -> None:
@@ -184,7 +202,11 @@ async def test_grpc_answers_the_same_as_rest(lively_region: TestRegion) -> None:
     ran = await machines.ExecMachine(
         api.ExecMachineRequest(app_name=app, machine_id=machine_id, cmd="echo hi"), metadata=BEARER
     )
-    assert (ran.exit_code, ran.stdout) == (0, "hi\n")
+    assert (ran.exit_code, ran.stdout, ran.stdout_truncated, ran.stderr_truncated) == (0, "hi\n", False, False)
+    cut = await machines.ExecMachine(
+        api.ExecMachineRequest(app_name=app, machine_id=machine_id, cmd="yes | head -c 5000000"), metadata=BEARER
+    )
+    assert (cut.exit_code, cut.stdout_truncated, cut.stderr_truncated) == (0, True, False)
     listed = await machines.ListProcesses(
         api.ListProcessesRequest(app_name=app, machine_id=machine_id), metadata=BEARER
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.worker.drivers.driver import Exit, Inside
-from services.worker.inside import processes_of, readable_address, run_command
+from services.worker.inside import MOST_OUTPUT_BYTES, Output, processes_of, readable_address, run_command
 from tests.support import eventually
 
 
@@ -39,7 +39,7 @@ async def test_a_command_ends_with_its_machine(tmp_path: Path) -> None:
     await eventually(lambda: any("sleep 600" in line for line in _commands()))
     ended.set_result(Exit(0, 0, False, 0.0))
     ran = await asyncio.wait_for(running, 10)
-    assert (ran.exit_code, ran.stdout) == (137, b"on\n")
+    assert (ran.exit_code, ran.stdout) == (137, Output(b"on\n", truncated=False))
 
 
 async def test_a_machine_that_is_gone_runs_nothing(tmp_path: Path) -> None:
@@ -57,6 +57,26 @@ async def test_what_is_not_read_does_not_hold_a_command_up(tmp_path: Path) -> No
         inside_of(os.getpid(), tmp_path), "exec 0<&-; exit 3", b"x" * 10**6, seconds=10, ended=ended
     )
     assert ran.exit_code == 3
+
+
+async def test_a_command_that_writes_on_after_the_cut_ends_by_itself_and_is_marked(tmp_path: Path) -> None:
+    ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    ran = await run_command(inside_of(os.getpid(), tmp_path), "yes | head -c 5000000", b"", seconds=60, ended=ended)
+    assert (ran.exit_code, ran.timed_out) == (0, False)
+    assert ran.stdout == Output(b"y\n" * (MOST_OUTPUT_BYTES // 2), truncated=True)
+    assert ran.stderr == Output(b"", truncated=False)
+
+
+@pytest.mark.parametrize(("size", "truncated"), [(MOST_OUTPUT_BYTES, False), (MOST_OUTPUT_BYTES + 1, True)])
+async def test_an_output_is_marked_from_the_first_byte_that_is_dropped(
+    tmp_path: Path, size: int, truncated: bool
+) -> None:
+    ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+    ran = await run_command(
+        inside_of(os.getpid(), tmp_path), f"head -c {size} /dev/zero >&2; echo on", b"", seconds=60, ended=ended
+    )
+    assert (ran.exit_code, ran.stdout) == (0, Output(b"on\n", truncated=False))
+    assert ran.stderr == Output(bytes(MOST_OUTPUT_BYTES), truncated)
 
 
 async def test_processes_tell_their_words_place_times_and_sockets(tmp_path: Path) -> None:
