@@ -1,4 +1,7 @@
-"""What commands print: results on stdout, prose and progress on stderr, errors in a sentence."""
+"""What commands have in common: what many of them take, and how they print.
+
+Results go to stdout, prose and progress to stderr, errors are a sentence.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -22,6 +26,8 @@ R = TypeVar("R")
 _WIDTH_OF_FILES = 160
 _SECONDS_BETWEEN_LINES = 2.0
 
+AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
+MachineId = Annotated[str, typer.Argument(help="Id of the machine.", metavar="MACHINE")]
 Directory = Annotated[
     Path | None, typer.Option("--dir", help="Where the mesh lives (default: that of the last `skerry up`).")
 ]
@@ -73,6 +79,29 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
     Console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES).print(table)
+
+
+def print_json_or_say(document: Any, as_json: bool, sentence: str) -> None:
+    """How a command ends that did something."""
+    if as_json:
+        print_json(document)
+    else:
+        say(sentence)
+
+
+def print_json_or_table(
+    document: Any, as_json: bool, columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = ""
+) -> None:
+    """How a command ends that shows something; `rows` are made only for a table, and `empty` is said without any."""
+    if as_json:
+        print_json(document)
+    else:
+        print_table(columns, list(rows), empty=empty)
+
+
+def moment(seconds: float, timespec: str = "seconds") -> str:
+    """Unix seconds as people and other programs read them: 2026-01-31T12:00:00Z; `timespec` as in isoformat."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 @contextlib.contextmanager

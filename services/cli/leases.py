@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from services.cli.console import AsJson, Directory, RegionCode, print_json, print_table, reports_errors, say
+from services.cli.console import (
+    AppName,
+    AsJson,
+    Directory,
+    MachineId,
+    RegionCode,
+    moment,
+    print_json,
+    print_json_or_say,
+    print_json_or_table,
+    reports_errors,
+    say,
+)
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Leases: who holds one alone changes the machine.")
@@ -15,8 +26,6 @@ app = typer.Typer(no_args_is_help=True, help="Leases: who holds one alone change
 LeaseNonce = Annotated[
     str | None, typer.Option("--lease", help="Nonce of the lease that you hold on it.", metavar="NONCE")
 ]
-AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
-MachineId = Annotated[str, typer.Argument(help="Id of the machine.", metavar="MACHINE")]
 
 _COLUMNS = ("NONCE", "OWNER", "UNTIL", "FOR")
 
@@ -37,10 +46,7 @@ def show(
 ) -> None:
     """Show the lease that is held on a machine."""
     lease = Api.of(directory, region).call("GET", *_path(app_name, machine))
-    if as_json:
-        print_json(lease)
-    else:
-        print_table(_COLUMNS, [_row(lease["data"])], empty="")
+    print_json_or_table(lease, as_json, _COLUMNS, map(_row, [lease["data"]]))
 
 
 @app.command()
@@ -62,7 +68,7 @@ def take(
     if as_json:
         print_json(taken)
     else:
-        say(f"the lease lasts until {_until(taken['data'])}; its nonce:")
+        say(f"the lease lasts until {moment(taken['data']['expires_at'])}; its nonce:")
         typer.echo(taken["data"]["nonce"])
 
 
@@ -84,10 +90,7 @@ def release(
     released = Api.of(directory, region).call(
         "DELETE", *_path(app_name, machine), query=query, headers=nonce_header(lease)
     )
-    if as_json:
-        print_json(released)
-    else:
-        say(f"nobody holds a lease on {machine} now")
+    print_json_or_say(released, as_json, f"nobody holds a lease on {machine} now")
 
 
 def _path(app_name: str, machine: str) -> tuple[str, ...]:
@@ -95,8 +98,4 @@ def _path(app_name: str, machine: str) -> tuple[str, ...]:
 
 
 def _row(data: dict[str, Any]) -> tuple[object, ...]:
-    return data["nonce"], data.get("owner", ""), _until(data), data.get("description", "")
-
-
-def _until(data: dict[str, Any]) -> str:
-    return datetime.fromtimestamp(data["expires_at"], UTC).isoformat().replace("+00:00", "Z")
+    return data["nonce"], data.get("owner", ""), moment(data["expires_at"]), data.get("description", "")

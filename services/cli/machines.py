@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from services.cli.console import (
+    AppName,
     AsJson,
     CommandError,
     Directory,
+    MachineId,
     RegionCode,
+    moment,
     print_json,
+    print_json_or_say,
+    print_json_or_table,
     print_table,
     reports_errors,
-    say,
 )
 from services.cli.leases import LeaseNonce, nonce_header
 from services.cli.leases import app as lease_app
@@ -30,8 +33,6 @@ app = typer.Typer(no_args_is_help=True, help="Machines: create them, and all tha
 app.add_typer(lease_app, name="lease")
 app.add_typer(metadata_app, name="metadata")
 
-AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
-MachineId = Annotated[str, typer.Argument(help="Id of the machine.", metavar="MACHINE")]
 RequestFile = Annotated[
     Path | None,
     typer.Option(
@@ -47,8 +48,10 @@ Command = Annotated[list[str] | None, typer.Argument(help="Command to run, after
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it has settled.")]
 Signal = Annotated[str | None, typer.Option(help="Signal to stop it with, such as SIGTERM.")]
 Timeout = Annotated[str | None, typer.Option(help='Time until SIGKILL, such as "10s".')]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")]
 
 _COLUMNS = ("ID", "NAME", "STATE", "REGION", "IMAGE", "HOST", "UPDATED")
+_EVENT_COLUMNS = ("WHEN", "TYPE", "STATUS", "SOURCE", "EXIT")
 _SETTLE_SECONDS = 60.0
 
 
@@ -83,7 +86,7 @@ def create(
     machine = api.call("POST", "apps", app_name, "machines", body=body, headers=headers)
     if wait and not body.get("skip_launch"):
         machine = _settled(api, app_name, machine["id"])
-    _show(machine, as_json, f"created {machine['id']} ({machine['name']}), {machine['state']}")
+    print_json_or_say(machine, as_json, f"created {machine['id']} ({machine['name']}), {machine['state']}")
 
 
 @app.command("list")
@@ -99,10 +102,7 @@ def list_machines(
     """List the machines of an app, oldest first."""
     query = {"state": state, "include_deleted": "true" if include_deleted else None, "region": region}
     machines = Api.of(directory, region).call("GET", "apps", app_name, "machines", query=query)
-    if as_json:
-        print_json(machines)
-    else:
-        print_table(_COLUMNS, [_row(machine) for machine in machines], empty=f"{app_name} has no machines")
+    print_json_or_table(machines, as_json, _COLUMNS, map(_row, machines), empty=f"{app_name} has no machines")
 
 
 @app.command()
@@ -155,7 +155,7 @@ def update(
     record = api.call("POST", "apps", app_name, "machines", machine, body=body, headers=nonce_header(lease))
     if wait:
         record = _settled(api, app_name, machine)
-    _show(record, as_json, f"updated {machine} to version {record['instance_id']}, {record['state']}")
+    print_json_or_say(record, as_json, f"updated {machine} to version {record['instance_id']}, {record['state']}")
 
 
 @app.command()
@@ -170,7 +170,7 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a machine; one that is suspended goes on where it was."""
-    _verb(Api.of(directory, region), app_name, machine, "start", {}, wait, as_json, lease=lease)
+    _verb(Api.of(directory, region), app_name, machine, "start", lease=lease, wait=wait, as_json=as_json)
 
 
 @app.command()
@@ -187,7 +187,8 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """Stop a machine."""
-    _verb(Api.of(directory, region), app_name, machine, "stop", _stopping(signal, timeout), wait, as_json, lease=lease)
+    body = _stopping(signal, timeout)
+    _verb(Api.of(directory, region), app_name, machine, "stop", body=body, lease=lease, wait=wait, as_json=as_json)
 
 
 @app.command()
@@ -206,7 +207,7 @@ def restart(
 ) -> None:
     """Stop a machine and start it again."""
     query = {**_stopping(signal, timeout), "force_stop": "true" if force_stop else None}
-    _verb(Api.of(directory, region), app_name, machine, "restart", {}, wait, as_json, query, lease=lease)
+    _verb(Api.of(directory, region), app_name, machine, "restart", query=query, lease=lease, wait=wait, as_json=as_json)
 
 
 @app.command()
@@ -221,7 +222,7 @@ def suspend(
     as_json: AsJson = False,
 ) -> None:
     """Freeze a machine that runs, as it is; `start` lets it go on."""
-    _verb(Api.of(directory, region), app_name, machine, "suspend", {}, wait, as_json, lease=lease)
+    _verb(Api.of(directory, region), app_name, machine, "suspend", lease=lease, wait=wait, as_json=as_json)
 
 
 @app.command()
@@ -236,7 +237,7 @@ def cordon(
 ) -> None:
     """Leave a machine out of routing."""
     answer = _post(Api.of(directory, region), app_name, machine, "cordon", lease)
-    _show(answer, as_json, f"{machine} is out of routing")
+    print_json_or_say(answer, as_json, f"{machine} is out of routing")
 
 
 @app.command()
@@ -251,7 +252,7 @@ def uncordon(
 ) -> None:
     """Let a machine rejoin routing."""
     answer = _post(Api.of(directory, region), app_name, machine, "uncordon", lease)
-    _show(answer, as_json, f"{machine} has rejoined routing")
+    print_json_or_say(answer, as_json, f"{machine} has rejoined routing")
 
 
 @app.command()
@@ -272,7 +273,7 @@ def destroy(
     answer = api.call("DELETE", "apps", app_name, "machines", machine, query=query, headers=nonce_header(lease))
     if wait:
         api.wait(app_name, machine, states=["destroyed"], timeout=_SETTLE_SECONDS)
-    _show(answer, as_json, f"destroyed {machine}")
+    print_json_or_say(answer, as_json, f"destroyed {machine}")
 
 
 @app.command()
@@ -280,7 +281,7 @@ def destroy(
 def events(
     app_name: AppName,
     machine: MachineId,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 50,
+    limit: Limit = 50,
     region: RegionCode = None,
     directory: Directory = None,
     as_json: AsJson = False,
@@ -288,14 +289,8 @@ def events(
     """List what happened to a machine, newest first."""
     path = ("apps", app_name, "machines", machine, "events")
     happened = Api.of(directory, region).call("GET", *path, query={"limit": limit})
-    if as_json:
-        print_json(happened)
-        return
-    rows = [
-        (_moment(event["timestamp"]), event["type"], event["status"], event["source"], _exit(event))
-        for event in happened
-    ]
-    print_table(("WHEN", "TYPE", "STATUS", "SOURCE", "EXIT"), rows, empty=f"nothing happened to {machine}")
+    rows = map(_event_row, happened)
+    print_json_or_table(happened, as_json, _EVENT_COLUMNS, rows, empty=f"nothing happened to {machine}")
 
 
 @app.command()
@@ -303,7 +298,7 @@ def events(
 def versions(
     app_name: AppName,
     machine: MachineId,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 50,
+    limit: Limit = 50,
     region: RegionCode = None,
     directory: Directory = None,
     as_json: AsJson = False,
@@ -311,11 +306,8 @@ def versions(
     """List the versions of a machine, newest first."""
     path = ("apps", app_name, "machines", machine, "versions")
     listed = Api.of(directory, region).call("GET", *path, query={"limit": limit})
-    if as_json:
-        print_json(listed)
-        return
-    rows = [(version["version"], version["user_config"].get("image", "")) for version in listed]
-    print_table(("VERSION", "IMAGE"), rows, empty=f"{machine} has no versions")
+    rows = ((version["version"], version["user_config"].get("image", "")) for version in listed)
+    print_json_or_table(listed, as_json, ("VERSION", "IMAGE"), rows, empty=f"{machine} has no versions")
 
 
 @app.command("wait")
@@ -338,7 +330,7 @@ def wait_for(
     states = state or ["started"]
     api = Api.of(directory, region)
     api.wait(app_name, machine, states=states, timeout=timeout, instance_id=instance_id)
-    _show({"ok": True}, as_json, f"{machine} is {' or '.join(states)}")
+    print_json_or_say({"ok": True}, as_json, f"{machine} is {' or '.join(states)}")
 
 
 def _verb(
@@ -346,16 +338,16 @@ def _verb(
     app_name: str,
     machine: str,
     verb: str,
-    body: dict[str, Any],
+    *,
+    body: dict[str, Any] | None = None,
+    query: dict[str, Any] | None = None,
+    lease: str | None,
     wait: bool,
     as_json: bool,
-    query: dict[str, Any] | None = None,
-    *,
-    lease: str | None = None,
 ) -> None:
     answer = _post(api, app_name, machine, verb, lease, body, query)
     state = _settled(api, app_name, machine)["state"] if wait else None
-    _show(answer, as_json, f"{verb} of {machine}: " + (f"it is {state} now" if state else "on its way"))
+    print_json_or_say(answer, as_json, f"{verb} of {machine}: " + (f"it is {state} now" if state else "on its way"))
 
 
 def _post(
@@ -435,6 +427,11 @@ def _row(machine: dict[str, Any]) -> tuple[object, ...]:
     return machine["id"], machine["name"], machine["state"], machine["region"], image, host, machine["updated_at"]
 
 
+def _event_row(event: dict[str, Any]) -> tuple[object, ...]:
+    when = moment(event["timestamp"] / 1000, "milliseconds")
+    return when, event["type"], event["status"], event["source"], _exit(event)
+
+
 def _exit(event: dict[str, Any]) -> str:
     exited = (event.get("request") or {}).get("exit_event")
     if not exited:
@@ -442,14 +439,3 @@ def _exit(event: dict[str, Any]) -> str:
     if exited.get("signal"):
         return f"signal {exited['signal']}"
     return f"status {exited.get('exit_code', 0)}"
-
-
-def _moment(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _show(document: Any, as_json: bool, sentence: str) -> None:
-    if as_json:
-        print_json(document)
-    else:
-        say(sentence)

@@ -6,8 +6,18 @@ from typing import Annotated
 
 import typer
 
-from services.cli.console import AsJson, Directory, RegionCode, print_json, print_table, reports_errors, say
-from services.cli.leases import AppName, LeaseNonce, MachineId, nonce_header
+from services.cli.console import (
+    AppName,
+    AsJson,
+    Directory,
+    MachineId,
+    RegionCode,
+    print_json,
+    print_json_or_table,
+    reports_errors,
+    say,
+)
+from services.cli.leases import LeaseNonce, nonce_header
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Metadata of machines, which change without a new version.")
@@ -26,10 +36,8 @@ def list_entries(
 ) -> None:
     """List the metadata of a machine."""
     entries = Api.of(directory, region).call("GET", "apps", app_name, "machines", machine, "metadata")
-    if as_json:
-        print_json(entries)
-    else:
-        print_table(("KEY", "VALUE"), sorted(entries.items()), empty=f"{machine} has no metadata")
+    rows = sorted(entries.items())
+    print_json_or_table(entries, as_json, ("KEY", "VALUE"), rows, empty=f"{machine} has no metadata")
 
 
 @app.command("set")

@@ -9,20 +9,19 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from services.cli.console import (
+    AppName,
     AsJson,
     CommandError,
     Directory,
     RegionCode,
-    print_json,
-    print_table,
+    print_json_or_say,
+    print_json_or_table,
     reports_errors,
-    say,
 )
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Secrets of apps: what their machines know, and nobody else.")
 
-AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
 _COLUMNS = ("NAME", "DIGEST", "CREATED", "UPDATED")
 _FROM_INPUT = "-"
 
@@ -40,11 +39,9 @@ def list_secrets(
     """List the secrets of an app by name."""
     query = {"version": version, "show_secrets": "true" if show else None}
     answer = Api.of(directory, region).call("GET", "apps", app_name, "secrets", query=query)
-    if as_json:
-        print_json(answer)
-        return
     columns = (*_COLUMNS, "VALUE") if show else _COLUMNS
-    print_table(columns, [_row(secret)[: len(columns)] for secret in answer["secrets"]], empty="there are no secrets")
+    rows = (_row(secret)[: len(columns)] for secret in answer["secrets"])
+    print_json_or_table(answer, as_json, columns, rows, empty="there are no secrets")
 
 
 @app.command("set")
@@ -105,13 +102,9 @@ def read_values(arguments: Sequence[str], given: TextIO) -> dict[str, str]:
 
 def _change(app_name: str, values: dict[str, Any], *, directory: Any, region: str | None, as_json: bool) -> None:
     answer = Api.of(directory, region).call("POST", "apps", app_name, "secrets", body={"values": values})
-    if as_json:
-        print_json(answer)
-    else:
-        count = len(answer["secrets"])
-        say(
-            f"version {answer['version']} of the secrets of {app_name}: {count} in all; machines get it when they start"
-        )
+    version, count = answer["version"], len(answer["secrets"])
+    sentence = f"version {version} of the secrets of {app_name}: {count} in all; machines get it when they start"
+    print_json_or_say(answer, as_json, sentence)
 
 
 def _row(secret: dict[str, Any]) -> tuple[object, ...]:

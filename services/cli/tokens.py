@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from services.cli import inside
-from services.cli.console import AsJson, CommandError, Directory, RegionCode, print_json, reports_errors, say
+from services.cli.console import AsJson, CommandError, Directory, RegionCode, moment, print_json, reports_errors, say
 from services.cli.mesh import CENTRAL_SYNC, MACHINE_STORE
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def _end(expires: str | None) -> float | None:
 
 
 def _moment(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if seconds is None else moment(seconds)
 
 
 def _show(token: str, token_id: str, expires_at: float | None, *, as_json: bool) -> None:

@@ -6,12 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.console import AsJson, Directory, RegionCode, print_json, print_table, reports_errors, say
+from services.cli.console import (
+    AppName,
+    AsJson,
+    Directory,
+    RegionCode,
+    print_json_or_say,
+    print_json_or_table,
+    reports_errors,
+)
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Volumes: disks that outlive the machines they are attached to.")
 
-AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
 VolumeId = Annotated[str, typer.Argument(help="Id of the volume.", metavar="VOLUME")]
 UniqueZone = Annotated[
     bool, typer.Option("--unique-zone/--any-zone", help="In another zone than the app's volumes of this name.")
@@ -28,10 +35,7 @@ def list_volumes(
 ) -> None:
     """List the volumes of an app, destroyed ones too, oldest first."""
     volumes = Api.of(directory, region).call("GET", "apps", app_name, "volumes", query={"region": region})
-    if as_json:
-        print_json(volumes)
-    else:
-        print_table(_COLUMNS, [_row(volume) for volume in volumes], empty=f"{app_name} has no volumes")
+    print_json_or_table(volumes, as_json, _COLUMNS, map(_row, volumes), empty=f"{app_name} has no volumes")
 
 
 @app.command()
@@ -64,7 +68,9 @@ def create(
         "compute": compute_hint(cpus, memory),
     }
     volume = Api.of(directory, region).call("POST", "apps", app_name, "volumes", body=body)
-    _show(volume, as_json, f"created {volume['id']} ({volume['name']}) in zone {volume['zone']}, {volume['state']}")
+    print_json_or_say(
+        volume, as_json, f"created {volume['id']} ({volume['name']}) in zone {volume['zone']}, {volume['state']}"
+    )
 
 
 @app.command()
@@ -78,10 +84,7 @@ def show(
 ) -> None:
     """Show one volume."""
     record = Api.of(directory, region).call("GET", "apps", app_name, "volumes", volume)
-    if as_json:
-        print_json(record)
-    else:
-        print_table(_COLUMNS, [_row(record)], empty="")
+    print_json_or_table(record, as_json, _COLUMNS, map(_row, [record]))
 
 
 @app.command()
@@ -97,11 +100,8 @@ def extend(
     """Make a volume larger."""
     api = Api.of(directory, region)
     answer = api.call("PUT", "apps", app_name, "volumes", volume, "extend", body={"size_gb": size})
-    if as_json:
-        print_json(answer)
-        return
     after = "; restart its machine to see it" if answer["needs_restart"] else ""
-    say(f"{volume} has {answer['volume']['size_gb']} GB{after}")
+    print_json_or_say(answer, as_json, f"{volume} has {answer['volume']['size_gb']} GB{after}")
 
 
 @app.command()
@@ -118,7 +118,7 @@ def fork(
     """Copy a volume, into another zone unless told otherwise."""
     body = {"source_volume_id": volume, "name": name, "require_unique_zone": unique_zone}
     fork = Api.of(directory, region).call("POST", "apps", app_name, "volumes", body=body)
-    _show(fork, as_json, f"copying {volume} to {fork['id']} in zone {fork['zone']}")
+    print_json_or_say(fork, as_json, f"copying {volume} to {fork['id']} in zone {fork['zone']}")
 
 
 @app.command()
@@ -132,7 +132,7 @@ def destroy(
 ) -> None:
     """Destroy a volume that no machine has; its snapshots stay."""
     record = Api.of(directory, region).call("DELETE", "apps", app_name, "volumes", volume)
-    _show(record, as_json, f"{volume} is {record['state']}; its snapshots stay")
+    print_json_or_say(record, as_json, f"{volume} is {record['state']}; its snapshots stay")
 
 
 @app.command()
@@ -150,10 +150,8 @@ def snapshots(
     if take:
         api.call("POST", "apps", app_name, "volumes", volume, "snapshots", body={})
     taken = api.call("GET", "apps", app_name, "volumes", volume, "snapshots")
-    if as_json:
-        print_json(taken)
-    else:
-        print_table(_SNAPSHOT_COLUMNS, [_snapshot_row(each) for each in taken], empty=f"{volume} has no snapshots")
+    rows = map(_snapshot_row, taken)
+    print_json_or_table(taken, as_json, _SNAPSHOT_COLUMNS, rows, empty=f"{volume} has no snapshots")
 
 
 def compute_hint(cpus: int | None, memory: int | None) -> dict[str, Any] | None:
@@ -162,13 +160,6 @@ def compute_hint(cpus: int | None, memory: int | None) -> dict[str, Any] | None:
         return None
     count = cpus or 1
     return {"cpu_kind": "shared", "cpus": count, "memory_mb": memory or 256 * count}
-
-
-def _show(volume: dict[str, Any], as_json: bool, prose: str) -> None:
-    if as_json:
-        print_json(volume)
-    else:
-        say(prose)
 
 
 def _row(volume: dict[str, Any]) -> tuple[object, ...]:
