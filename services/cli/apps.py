@@ -6,12 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.console import AsJson, Directory, RegionCode, print_json, print_table, reports_errors, say
+from services.cli.console import (
+    AppName,
+    AsJson,
+    Directory,
+    RegionCode,
+    print_json_or_say,
+    print_json_or_table,
+    reports_errors,
+)
 from services.cli.rest import Api
 
 app = typer.Typer(no_args_is_help=True, help="Apps: what machines belong to.")
 
-AppName = Annotated[str, typer.Argument(help="Name of the app.", metavar="APP")]
 _COLUMNS = ("NAME", "ORGANIZATION", "STATUS", "MACHINES", "NETWORK")
 
 
@@ -33,10 +40,7 @@ def create(
     """Create an app."""
     body = {"name": name, "org_slug": org, "network": network}
     created = Api.of(directory, region).call("POST", "apps", body=body)
-    if as_json:
-        print_json(created)
-    else:
-        say(f"created the app {created['name']}")
+    print_json_or_say(created, as_json, f"created the app {created['name']}")
 
 
 @app.command("list")
@@ -49,10 +53,7 @@ def list_apps(
 ) -> None:
     """List apps by name."""
     answer = Api.of(directory, region).call("GET", "apps", query={"org_slug": org})
-    if as_json:
-        print_json(answer)
-    else:
-        print_table(_COLUMNS, [_row(record) for record in answer["apps"]], empty="there are no apps")
+    print_json_or_table(answer, as_json, _COLUMNS, map(_row, answer["apps"]), empty="there are no apps")
 
 
 @app.command()
@@ -60,10 +61,7 @@ def list_apps(
 def get(name: AppName, region: RegionCode = None, directory: Directory = None, as_json: AsJson = False) -> None:
     """Show one app."""
     record = Api.of(directory, region).call("GET", "apps", name)
-    if as_json:
-        print_json(record)
-    else:
-        print_table(_COLUMNS, [_row(record)], empty="")
+    print_json_or_table(record, as_json, _COLUMNS, [_row(record)])
 
 
 @app.command()
@@ -71,7 +69,4 @@ def get(name: AppName, region: RegionCode = None, directory: Directory = None, a
 def delete(name: AppName, region: RegionCode = None, directory: Directory = None, as_json: AsJson = False) -> None:
     """Delete an app, and destroy its machines."""
     Api.of(directory, region).call("DELETE", "apps", name)
-    if as_json:
-        print_json({"ok": True})
-    else:
-        say(f"deleted the app {name}; its machines are being destroyed")
+    print_json_or_say({"ok": True}, as_json, f"deleted the app {name}; its machines are being destroyed")
