@@ -41,7 +41,7 @@ CHECKS = [
 ]
 SHORT_EXAMPLES = 4
 """Examples of each kind for an operation, in the short form."""
-SOAK_EXAMPLES = 110
+SOAK_EXAMPLES = 200
 SEED = 20_260_101
 CONFIGS: list[dict[str, Any]] = [json.loads(body)["config"] for body in valid_samples().values()]
 STREAMS = frozenset({"WatchMachines"})
