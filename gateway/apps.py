@@ -32,9 +32,9 @@ ORGANIZATIONS = {
 """Organizations by their short names that are there without a centre."""
 DEFAULT_NETWORK = "default"
 DEPLOYED = "deployed"
-_STATUSES = (DEPLOYED, "suspended", "pending")
-"""Of an app; of an app that has several, in several cells, the first."""
 """Status of an app that has machines."""
+_STATUSES = (DEPLOYED, "suspended", "pending")
+"""Of an app; of one that has several, in several cells, the first counts."""
 RETRY_AFTER_SECONDS = 1.0
 
 

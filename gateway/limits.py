@@ -24,6 +24,7 @@ from services.runtime.telemetry import metrics
 _ROUNDING = 1e-9
 """Seconds by which sums of intervals may be off."""
 _NAMES = ("app_name", "machine_id")
+"""Fields of requests that calls are counted by."""
 _LONGEST_NAME = 64
 """Characters of a name that count: anybody may send anything."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, TypeAlias
 
@@ -131,8 +131,11 @@ class Database:
                         return list(await connection.fetch(statement, *args))
                     except asyncio.CancelledError:
                         # asyncpg may be between preparing and running, where PostgreSQL has begun a transaction.
-                        with suppress(Exception):
+                        try:
                             await connection.reset(timeout=self._command_timeout)
+                        except Exception:
+                            # Nobody knows what state it is in: the pool makes another.
+                            connection.terminate()
                         raise
             except Exception as error:
                 if isinstance(error, _DEAD) and dead < self._pool_size:
