@@ -14,7 +14,8 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 from services.worker.drivers.driver import Exit, Inside
-from services.worker.drivers.shim import process_folders, stat_fields
+from services.worker.drivers.process_tree import ProcessTree
+from services.worker.drivers.shim import stat_fields
 
 MOST_OUTPUT_BYTES = 1 << 20
 """Of each of the two outputs of a command; the rest is read, dropped and told of."""
@@ -110,20 +111,10 @@ async def run_command(
 
 
 def processes_of(inside: Inside) -> list[Stat]:
-    """The processes of a machine, by id: those below its shims, and those in the groups of its commands."""
-    parents: dict[int, int] = {}
-    groups: dict[int, int] = {}
-    for folder in process_folders():
-        fields = stat_fields(folder)
-        if fields and fields[0] not in (b"Z", b"X"):
-            pid = int(folder.rpartition("/")[2])
-            parents[pid], groups[pid] = int(fields[1]), int(fields[2])
-    keepers, leaders = set(inside.shims), set(inside.pids)
-    found = [
-        pid for pid in parents if pid not in keepers and (groups[pid] in leaders or _is_below(pid, keepers, parents))
-    ]
+    """The processes of a machine, by id."""
     sockets = _sockets(inside.pid)
-    return [stat for pid in sorted(found) if (stat := _stat(pid, sockets)) is not None]
+    members = ProcessTree.read().members(inside.pids, inside.shims)
+    return [stat for pid in members if (stat := _stat(pid, sockets)) is not None]
 
 
 def _user(pid: int) -> tuple[int, int]:
@@ -139,14 +130,6 @@ def _become(uid: int, gid: int) -> None:
     os.setgroups([gid])
     os.setgid(gid)
     os.setuid(uid)
-
-
-def _is_below(pid: int, above: set[int], parents: Mapping[int, int]) -> bool:
-    while pid > 1:
-        pid = parents.get(pid, 0)
-        if pid in above:
-            return True
-    return False
 
 
 def _environment(pid: int) -> dict[str, str]:

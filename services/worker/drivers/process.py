@@ -21,7 +21,7 @@ import shutil
 import signal
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from services.worker.drivers.driver import (
     UNKNOWN_EXIT_CODE,
     Assignment,
     CannotRun,
+    CannotSuspend,
     Exit,
     Found,
     Inside,
@@ -46,19 +47,22 @@ from services.worker.drivers.driver import (
 from services.worker.drivers.filesystem import empty, prepare_root
 from services.worker.drivers.fork_server import Forked, ForkFailed, ForkServer
 from services.worker.drivers.limits import Cgroups, Limits, Membership
-from services.worker.drivers.shim import boot_id, process_folders, start_time, stat_fields
+from services.worker.drivers.process_tree import ProcessTree, stands_still
+from services.worker.drivers.shim import boot_id, process_folders, start_time
 from services.worker.settings import ProcessSettings
 
 _SAMPLE_SECONDS = 1.0
 _SAMPLE_SHARE = 0.01
 """Part of one CPU that looking at processes may take: with many of them, it happens less often."""
 _SAMPLE_CHUNK = 100
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ROTATE_SECONDS = 1.0
 _RESTART_SECONDS = 0.05
 _CLAIM_SECONDS = 10.0
 _CLAIM_POLL_SECONDS = 0.005
 _DEFAULT_STOP_SECONDS = 5.0
+_STAND_STILL_SECONDS = 10.0
+_STAND_STILL_POLL_SECONDS = 0.005
+_STAND_STILL_LOOKS = 2
 
 _COMMAND_ERRORS = {
     errno.ENOENT: "was not found on this worker: install it on the host, or name another one in config.init.exec",
@@ -134,15 +138,6 @@ class _Plan:
         if values is None:
             return None
         return cls(**{**values, "record": MachineRecord.FromString(b64decode(values["record"]))})
-
-
-@dataclass(slots=True)
-class _Sample:
-    """One look at all processes of the host: parent, group and resident bytes of each."""
-
-    parents: dict[int, int] = field(default_factory=dict)
-    groups: dict[int, int] = field(default_factory=dict)
-    resident: dict[int, int] = field(default_factory=dict)
 
 
 class ProcessDriver:
@@ -254,10 +249,29 @@ class ProcessDriver:
         )
 
     async def suspend(self, run: Run) -> None:
+        deadline = self._clock.monotonic() + _STAND_STILL_SECONDS
         self.signal(run, signal.SIGSTOP)
+        looks = 0
+        # What is sent a signal has not yet obeyed it, and processes may have left the groups of the commands. One that
+        # is started during a look is met at the next: by then, all that could start it stood still.
+        while looks < _STAND_STILL_LOOKS and (inside := self.inside(run)) is not None:
+            if not await asyncio.to_thread(_stop_all, inside):
+                looks += 1
+                continue
+            if self._clock.monotonic() > deadline:
+                await self.resume(run)
+                raise CannotSuspend(
+                    f"its processes did not all stop within {_STAND_STILL_SECONDS:g} s, so it runs on: the "
+                    "worker's host is too busy; try again, or stop the machine instead"
+                )
+            looks = 0
+            await self._clock.sleep(_STAND_STILL_POLL_SECONDS)
 
     async def resume(self, run: Run) -> None:
         self.signal(run, signal.SIGCONT)
+        inside = self.inside(run)
+        if inside is not None:
+            _signal_each(await asyncio.to_thread(_members_of, inside), signal.SIGCONT)
 
     async def remove(self, machine_id: str) -> None:
         folder = self._machines / machine_id
@@ -475,32 +489,26 @@ class ProcessDriver:
                 self._settle(live)
             if self._cgroups is None and self._live:
                 began = self._clock.monotonic()
-                sample = await self._look()
-                self._kill_what_is_too_large(sample)
+                self._kill_what_is_too_large(await self._look())
                 pause = max(_SAMPLE_SECONDS, (self._clock.monotonic() - began) / _SAMPLE_SHARE)
 
-    async def _look(self) -> _Sample:
-        sample = _Sample()
+    async def _look(self) -> ProcessTree:
+        tree = ProcessTree()
         for count, folder in enumerate(process_folders()):
             if count % _SAMPLE_CHUNK == 0:
                 await asyncio.sleep(0)
-            fields = stat_fields(folder)
-            if fields:
-                pid = int(folder.rpartition("/")[2])
-                sample.parents[pid] = int(fields[1])
-                sample.groups[pid] = int(fields[2])
-                sample.resident[pid] = int(fields[21]) * _PAGE_BYTES
-        return sample
+            tree.add(folder)
+        return tree
 
-    def _kill_what_is_too_large(self, sample: _Sample) -> None:
+    def _kill_what_is_too_large(self, tree: ProcessTree) -> None:
         owners = {process.shim: live for live in self._live.values() for process in live.processes}
         groups = {process.pid: live for live in self._live.values() for process in live.processes}
         used: dict[Run, int] = {}
-        for pid, resident in sample.resident.items():
-            owner = groups.get(sample.groups[pid])
+        for pid, resident in tree.resident.items():
+            owner = groups.get(tree.groups[pid])
             above = pid
-            while owner is None and above in sample.parents and above > 1:
-                above = sample.parents[above]
+            while owner is None and above in tree.parents and above > 1:
+                above = tree.parents[above]
                 owner = owners.get(above)
             if owner is not None and pid not in owners:
                 run = owner.running.run
@@ -606,6 +614,25 @@ def _signal(process: _Process, number: int) -> None:
     if process.exit is None and process.lives:
         try:
             os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _members_of(inside: Inside) -> list[int]:
+    return ProcessTree.read().members(inside.pids, inside.shims)
+
+
+def _stop_all(inside: Inside) -> list[int]:
+    """Tell all processes of a machine to stop; those that have not yet."""
+    members = _members_of(inside)
+    _signal_each(members, signal.SIGSTOP)
+    return [pid for pid in members if not stands_still(pid)]
+
+
+def _signal_each(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
         except (ProcessLookupError, PermissionError):
             pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from skerry.types.v1.machine_pb2 import MACHINE_STATE_STOPPED
 from skerry.types.v1.spec_pb2 import RESTART_POLICY_ALWAYS
 
 from services.worker import agent
+from services.worker.drivers import process
 from services.worker.drivers.driver import CannotSuspend, Run
 from services.worker.drivers.process import ProcessDriver
 from services.worker.drivers.shim import stat_fields
@@ -25,8 +27,13 @@ Reaches = Callable[..., Awaitable[None]]
 
 
 def states_of(marker: str) -> set[bytes]:
-    """States of the processes with a marker, as the kernel has them: T is stopped."""
+    """States of the processes with a marker, as the kernel has them: T is stopped, D stops when it has waited."""
     return {stat_fields(f"/proc/{pid}")[0] for pid in holders_of(marker)}
+
+
+def times_of(marker: str) -> dict[int, tuple[bytes, ...]]:
+    """Processor time that the processes with a marker have taken, by process."""
+    return {pid: tuple(stat_fields(f"/proc/{pid}")[11:13]) for pid in holders_of(marker)}
 
 
 async def suspended(
@@ -39,7 +46,7 @@ async def suspended(
         await eventually(lambda: once_there.exists() and once_there.stat().st_size)
     await ledger.suspend(machine)
     await reaches(machine, "suspended")
-    assert states_of(marker) == {b"T"}
+    assert states_of(marker) <= {b"T", b"D"}
     return machine
 
 
@@ -57,6 +64,65 @@ async def test_a_suspended_machine_stands_still_with_all_its_processes_and_goes_
     assert leaders_of("frozen") == pid
     assert ledger.kinds(machine) == ["started", "suspended", "started"]
     assert {seen.generation for seen in ledger.seen(machine)} == {1}
+
+
+async def test_a_machine_is_suspended_with_what_has_left_its_group_and_with_all_threads(
+    workers: Workers, ledger: Ledger, reaches: Reaches, tmp_path: Path
+) -> None:
+    await workers.start()
+    counts = tmp_path / "count"
+    count = f"import time\nfor n in range(10**6): open({str(counts)!r}, 'w').write(str(n)); time.sleep(0.001)"
+    threads = "import threading\nfor _ in range(4): threading.Thread(target=lambda: sum(iter(int, 1))).start()"
+    script = f'setsid {sys.executable} -c "$COUNT" & exec {sys.executable} -c "$THREADS"'
+    machine = await ledger.create(machine_spec("sh", "-c", script, marker="apart", COUNT=count, THREADS=threads))
+    await reaches(machine, "started")
+    await eventually(lambda: counts.exists() and len(holders_of("apart")) == 2)
+    for _ in range(5):
+        await ledger.suspend(machine)
+        await reaches(machine, "suspended")
+        times, counted = times_of("apart"), counts.stat().st_mtime_ns
+        await asyncio.sleep(0.05)
+        assert (times_of("apart"), counts.stat().st_mtime_ns) == (times, counted)
+        await ledger.resume(machine)
+        await reaches(machine, "started")
+        await eventually(lambda: counts.stat().st_mtime_ns > counted)
+
+
+async def test_a_machine_whose_main_process_waits_in_the_kernel_is_suspended_and_goes_on(
+    workers: Workers, ledger: Ledger, reaches: Reaches, tmp_path: Path
+) -> None:
+    await workers.start()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Whoever spawns waits by vfork until what it spawns has opened the pipe, which nobody reads.
+    opens = f"[(os.POSIX_SPAWN_OPEN, 9, {str(pipe)!r}, os.O_WRONLY, 0)]"
+    spawns = f"os.posix_spawn('/bin/sleep', ['sleep', '100'], os.environ, file_actions={opens})"
+    script = f"import os, time; {spawns}; time.sleep(100)"
+    machine = await ledger.create(machine_spec(sys.executable, "-c", script, marker="waits"))
+    await reaches(machine, "started")
+    await eventually(lambda: b"D" in states_of("waits"))
+    await ledger.suspend(machine)
+    await reaches(machine, "suspended")
+    assert states_of("waits") == {b"T", b"D"}
+    await ledger.resume(machine)
+    await reaches(machine, "started")
+    with pipe.open("rb"):
+        await eventually(lambda: states_of("waits") == {b"S"})
+
+
+async def test_a_machine_that_does_not_stop_in_time_runs_on_and_its_owner_is_told(
+    workers: Workers, ledger: Ledger, reaches: Reaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_STAND_STILL_SECONDS", 0.02)
+    monkeypatch.setattr(process, "stands_still", lambda _: False)
+    await workers.start()
+    machine = await ledger.create(machine_spec("sleep", "100", marker="restless"))
+    await reaches(machine, "started")
+    await ledger.suspend(machine)
+    await eventually(lambda: "not_suspended" in ledger.kinds(machine))
+    await reaches(machine, "started")
+    assert states_of("restless") == {b"S"}
+    assert ledger.seen(machine, "not_suspended")[0].not_suspended.reason.endswith("stop the machine instead")
 
 
 async def test_a_suspended_machine_stays_so_while_its_worker_is_killed_and_comes_back(
