@@ -268,9 +268,11 @@ class ProcessDriver:
             await self._clock.sleep(_STAND_STILL_POLL_SECONDS)
 
     async def resume(self, run: Run) -> None:
-        self.signal(run, signal.SIGCONT)
         inside = self.inside(run)
-        if inside is not None:
+        # What has left the groups is stopped after them: it goes on if they do, and is not looked for at every stop.
+        frozen = inside is not None and any(stands_still(pid) for pid in inside.pids)
+        self.signal(run, signal.SIGCONT)
+        if inside is not None and frozen:
             _signal_each(await asyncio.to_thread(_members_of, inside), signal.SIGCONT)
 
     async def remove(self, machine_id: str) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def states_of(marker: str) -> set[bytes]:
 def times_of(marker: str) -> dict[int, tuple[bytes, ...]]:
     """Processor time that the processes with a marker have taken, by process."""
     return {pid: tuple(stat_fields(f"/proc/{pid}")[11:13]) for pid in holders_of(marker)}
+
+
+def was_written_since(moment: int, path: Path) -> bool:
+    """Whether a file has changed after `moment`, in unix nanoseconds."""
+    return path.stat().st_mtime_ns > moment
 
 
 async def suspended(
@@ -80,12 +86,12 @@ async def test_a_machine_is_suspended_with_what_has_left_its_group_and_with_all_
     for _ in range(5):
         await ledger.suspend(machine)
         await reaches(machine, "suspended")
-        times, counted = times_of("apart"), counts.stat().st_mtime_ns
+        frozen = times_of("apart"), counts.stat().st_mtime_ns
         await asyncio.sleep(0.05)
-        assert (times_of("apart"), counts.stat().st_mtime_ns) == (times, counted)
+        assert (times_of("apart"), counts.stat().st_mtime_ns) == frozen
         await ledger.resume(machine)
         await reaches(machine, "started")
-        await eventually(lambda: counts.stat().st_mtime_ns > counted)
+        await eventually(partial(was_written_since, frozen[1], counts))
 
 
 async def test_a_machine_whose_main_process_waits_in_the_kernel_is_suspended_and_goes_on(
