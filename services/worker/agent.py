@@ -36,9 +36,7 @@ from skerry.store.v1.store_pb2 import (
     WatchFilter,
     WatchResponse,
 )
-from skerry.types.v1.machine_pb2 import (
-    MACHINE_STATE_DESTROYED,
-)
+from skerry.types.v1.machine_pb2 import MACHINE_STATE_DESTROYED, MachineCheckStatus
 
 from services.runtime.addresses import private_ip
 from services.runtime.clock import Clock
@@ -48,7 +46,7 @@ from services.runtime.sealing import Keyring
 from services.runtime.tasks import cancel, run_forever
 from services.runtime.telemetry import log
 from services.worker import volumes
-from services.worker.checks import Checks, checks_of
+from services.worker.checks import CheckKeeper
 from services.worker.drivers.driver import (
     Assignment,
     CannotRun,
@@ -75,7 +73,6 @@ _WAIT_FOR_STORE_SECONDS = 3.0
 """After a start, how long to wait for the store's wishes before acting on those that are known from before."""
 _LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.05
-_CHECKS_SECONDS = 1.0
 _KILL_AGAIN_SECONDS = 5.0
 _DEFAULT_STOP_SECONDS = 5.0
 _LAUNCH_ATTEMPTS = 5
@@ -120,7 +117,6 @@ class _Machine:
     """How what ran has ended, until that is in the journal."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
-    checking: asyncio.Task[None] | None = None
     failures: int = 0
     settled_at: float = 0.0
     """When its record last changed or an observation of it was repeated, by the monotonic clock."""
@@ -168,8 +164,7 @@ class Agent:
         """Machine to the observation that told of its end, until the store has that."""
         self._launches = asyncio.Semaphore(_LAUNCHES)
         self._may_act = asyncio.Event()
-        self._checks_news = asyncio.Event()
-        self._checks_to_tell: dict[str, Checks] = {}
+        self._checks = CheckKeeper(clock, random, self._tell_checks)
         self._synced = False
         self._halting = False
         self._halted_by = 0.0
@@ -293,8 +288,8 @@ class Agent:
         return journal
 
     async def _put_down(self) -> None:
-        work = [task for machine in self._machines.values() for task in (machine.task, machine.checking)]
-        await cancel(*(task for task in work if task is not None))
+        await cancel(*(machine.task for machine in self._machines.values() if machine.task is not None))
+        await self._checks.close()
         if self._journal is not None:
             self._journal.close()
         self._journal = self._reporter = None
@@ -313,7 +308,7 @@ class Agent:
             reporter=self._reporter.run(),
             follower=self._store.follow(filter, _Wishes(self), caught_up.set),
             readiness=self._tell_ready(self._reporter, caught_up, ready),
-            checks=self._tell_checks(journal),
+            checks=self._checks.run(),
             repeats=self._repeat_what_was_lost(journal),
             volumes=self.volumes.run(),
         )
@@ -371,7 +366,7 @@ class Agent:
             log.info("machine_adopted", machine=machine.id, pid=running.pid)
             self._attach(machine, running)
             if entry.phase is Phase.SUSPENDED:
-                self._end_checks(machine)
+                self._checks.end(machine.id)
         machine.ended = machine.ended or exit
 
     async def _stop_all(self, timeout: float) -> None:
@@ -584,7 +579,7 @@ class Agent:
             await self._news_of(machine)
             return
         # Whoever finds it frozen before this is written freezes it again.
-        self._end_checks(machine)
+        self._checks.end(machine.id)
         entry = replace(entry, phase=Phase.SUSPENDED)
         self._write(entry, observed(entry, self._clock.now(), suspended=Suspended()))
 
@@ -629,7 +624,7 @@ class Agent:
         entry = self._here().entries[machine.id]
         exit, record = machine.ended, machine.record
         machine.running = machine.ended = None
-        self._end_checks(machine)
+        self._checks.end(machine.id)
         if isinstance(exit, CannotRun):
             self._write_failed(machine, entry, str(exit))
             return
@@ -671,7 +666,7 @@ class Agent:
         self._write(entry, nothing_runs(entry, self._clock.now()))
 
     async def _remove(self, machine: _Machine, step: Step) -> None:
-        self._end_checks(machine)
+        self._checks.end(machine.id)
         await self._driver.remove(machine.id)
         record = machine.record
         observations = []
@@ -719,8 +714,7 @@ class Agent:
         outbox = self._here().outbox
         first = outbox[0].sequence if outbox else self._here().next_sequence
         self._told_gone = {machine_id: told for machine_id, told in self._told_gone.items() if told >= first}
-        if self._checks_to_tell:
-            self._checks_news.set()
+        self._checks.tell_again()
 
     async def _repeat_what_was_lost(self, journal: Journal) -> Never:
         """Tell again what the store should know by now and does not: it may have been set back to an older state."""
@@ -740,46 +734,19 @@ class Agent:
                         self._write(entry, missing)
                         machine.settled_at = now
 
-    # Health checks
-
     def _begin_checks(self, machine: _Machine, age: float) -> None:
-        record = machine.record
-        if record is None or not (wanted := checks_of(record.spec)):
-            return
+        if machine.record is not None:
+            known = machine.record.checks if age > 1.0 else ()
+            self._checks.begin(machine.id, machine.record.spec, age=max(0.0, age), known=known)
 
-        def changed() -> None:
-            self._checks_to_tell[machine.id] = checks
-            self._checks_news.set()
-
-        checks = Checks(
-            wanted,
-            changed=changed,
-            clock=self._clock,
-            random=self._random,
-            age=max(0.0, age),
-            known=record.checks if age > 1.0 else (),
-        )
-        machine.checking = asyncio.create_task(checks.run(), name=f"checks of {machine.id}")
-
-    def _end_checks(self, machine: _Machine) -> None:
-        if machine.checking is not None:
-            machine.checking.cancel()
-        machine.checking = None
-        self._checks_to_tell.pop(machine.id, None)
-
-    async def _tell_checks(self, journal: Journal) -> Never:
-        """Tell changes of checks, of each machine at most once a second and once at a time."""
-        while True:
-            await self._checks_news.wait()
-            self._checks_news.clear()
-            for machine_id, checks in list(self._checks_to_tell.items()):
-                entry = journal.entries.get(machine_id)
-                if entry is None or journal.tells_checks_of(machine_id):
-                    continue  # The outbox must not grow while the store is away: the newest is told once it is back.
-                del self._checks_to_tell[machine_id]
-                told = ChecksChanged(checks=checks.statuses())
-                self._write(entry, observed(entry, self._clock.now(), checks_changed=told))
-            await self._clock.sleep(_CHECKS_SECONDS)
+    def _tell_checks(self, machine_id: str, statuses: list[MachineCheckStatus]) -> bool:
+        journal = self._here()
+        entry = journal.entries.get(machine_id)
+        # One at a time: the outbox must not grow while the store is away.
+        if entry is None or journal.tells_checks_of(machine_id):
+            return False
+        self._write(entry, observed(entry, self._clock.now(), checks_changed=ChecksChanged(checks=statuses)))
+        return True
 
 
 class _Wishes:

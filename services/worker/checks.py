@@ -1,13 +1,15 @@
-"""Health checks of one machine, with real sockets."""
+"""Health checks of machines, with real sockets."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import Never
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,7 +17,7 @@ from skerry.types.v1.machine_pb2 import MachineCheckStatus
 from skerry.types.v1.spec_pb2 import CHECK_TYPE_HTTP, CheckSpec, MachineSpec
 
 from services.runtime.clock import Clock
-from services.runtime.tasks import run_forever
+from services.runtime.tasks import TaskDied, cancel, run_forever
 
 PASSING = "passing"
 WARNING = "warning"
@@ -27,6 +29,8 @@ _DEFAULT_TIMEOUT_SECONDS = 5.0
 _EAGER_SECONDS = 1.0
 """While it has not passed and still may fail, a check does not wait longer than this for its next turn."""
 _FIRST_SECONDS = 0.2
+_TELL_SECONDS = 1.0
+_BEGIN_AGAIN_SECONDS = 5.0
 _DRAIN_BYTES = 65_536
 _HEAD_BYTES = 65_536
 
@@ -115,8 +119,8 @@ class Checks:
             told.append(MachineCheckStatus(name=name, status=status.status, output=status.output, updated_at=at))
         return told
 
-    async def run(self) -> None:
-        """Try them until cancelled."""
+    async def run(self) -> Never:
+        """Try them until cancelled. Raises TaskDied."""
         if self._news:
             self._changed()
         await run_forever(**{f"check {name}": self._repeat(name, check) for name, check in self._checks.items()})
@@ -136,6 +140,88 @@ class Checks:
                 self._changed()
             eager = in_grace and after.status != PASSING
             await self._clock.sleep(min(interval, _EAGER_SECONDS) if eager else interval)
+
+
+class CheckKeeper:
+    """The checks of all machines of a worker, from the beginning to the end of each one's run."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        random: Random,
+        tell: Callable[[str, list[MachineCheckStatus]], bool],
+        *,
+        probe: Probe | None = None,
+    ) -> None:
+        """`tell` takes a machine's id and all its checks when one has changed, and says whether it could.
+
+        What it could not is told again, as it is by then, after `tell_again`.
+        """
+        self._clock = clock
+        self._random = random
+        self._tell = tell
+        self._probe = probe
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changed: dict[str, Checks] = {}
+        self._wake = asyncio.Event()
+
+    def begin(
+        self, machine_id: str, spec: MachineSpec, *, age: float, known: Iterable[MachineCheckStatus] = ()
+    ) -> None:
+        """Check a machine that has been running for `age` seconds; `known` is what was known of it before."""
+        if not (wanted := checks_of(spec)):
+            return
+
+        def changed() -> None:
+            self._changed[machine_id] = checks
+            self._wake.set()
+
+        checks = Checks(
+            wanted,
+            changed=changed,
+            clock=self._clock,
+            random=self._random,
+            age=age,
+            known=known,
+            probe=self._probe,
+        )
+        self.end(machine_id)
+        self._tasks[machine_id] = asyncio.create_task(self._keep(checks), name=f"checks of {machine_id}")
+
+    def end(self, machine_id: str) -> None:
+        """Check a machine no more, and tell nothing more of it."""
+        if (task := self._tasks.pop(machine_id, None)) is not None:
+            task.cancel()
+        self._changed.pop(machine_id, None)
+
+    def tell_again(self) -> None:
+        """Tell what could not be told before."""
+        if self._changed:
+            self._wake.set()
+
+    async def run(self) -> Never:
+        """Tell changes until cancelled, those of each machine at most once a second."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            for machine_id, checks in list(self._changed.items()):
+                if self._tell(machine_id, checks.statuses()):
+                    del self._changed[machine_id]
+            await self._clock.sleep(_TELL_SECONDS)
+
+    async def close(self) -> None:
+        """End all checks; return when none is tried any more."""
+        tasks = list(self._tasks.values())
+        for machine_id in list(self._tasks):
+            self.end(machine_id)
+        await cancel(*tasks)
+
+    async def _keep(self, checks: Checks) -> None:
+        while True:
+            # Whose death is logged where it happens: a machine must not be without its checks from then on.
+            with contextlib.suppress(TaskDied):
+                await checks.run()
+            await self._clock.sleep(_BEGIN_AGAIN_SECONDS)
 
 
 async def try_once(check: CheckSpec, host: str) -> Result:

@@ -8,10 +8,22 @@ from random import Random
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from skerry.types.v1.machine_pb2 import MachineCheckStatus
 from skerry.types.v1.spec_pb2 import CHECK_TYPE_HTTP, CHECK_TYPE_TCP, CheckSpec, MachineSpec
 
 from services.runtime.clock import FakeClock
-from services.worker.checks import CRITICAL, PASSING, WARNING, Checks, Result, Status, checks_of, judge, try_once
+from services.worker.checks import (
+    CRITICAL,
+    PASSING,
+    WARNING,
+    CheckKeeper,
+    Checks,
+    Result,
+    Status,
+    checks_of,
+    judge,
+    try_once,
+)
 from tests.support import eventually
 
 Serve = Callable[[bytes], Awaitable[int]]
@@ -141,10 +153,13 @@ class Tries:
 
     def __init__(self) -> None:
         self.passing = False
+        self.error: Exception | None = None
         self.count = 0
 
     async def __call__(self, check: CheckSpec, host: str) -> Result:
         self.count += 1
+        if self.error is not None:
+            raise self.error
         return Result(self.passing, "answer" if self.passing else "nothing")
 
 
@@ -207,3 +222,82 @@ async def test_what_was_known_before_is_not_news() -> None:
     assert not news
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+class Told:
+    """What a keeper told of its machines, while it may."""
+
+    def __init__(self) -> None:
+        self.may = True
+        self.statuses: list[tuple[str, str]] = []
+
+    def __call__(self, machine_id: str, statuses: list[MachineCheckStatus]) -> bool:
+        if self.may:
+            self.statuses.append((machine_id, statuses[0].status))
+        return self.may
+
+
+@pytest.fixture
+async def kept() -> AsyncIterator[tuple[CheckKeeper, FakeClock, Tries, Told]]:
+    """A keeper at work, its clock, what it tries and what it told."""
+    clock, tries, told = FakeClock(), Tries(), Told()
+    keeper = CheckKeeper(clock, Random(1), told, probe=tries)
+    task = asyncio.create_task(keeper.run())
+    yield keeper, clock, tries, told
+    await keeper.close()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def checked_each_second() -> MachineSpec:
+    spec = MachineSpec()
+    spec.checks.checks["alive"].CopyFrom(CheckSpec(port=1, interval=Duration(seconds=1)))
+    return spec
+
+
+async def test_what_a_worker_could_not_tell_of_checks_is_told_later_as_it_is_then(
+    kept: tuple[CheckKeeper, FakeClock, Tries, Told],
+) -> None:
+    keeper, clock, tries, told = kept
+    told.may = False
+    keeper.begin("m1", checked_each_second(), age=0.0)
+    await eventually(lambda: clock.sleepers)
+    await clock.advance(5)
+    tries.passing = True
+    await clock.advance(5)
+    assert told.statuses == []
+    told.may = True
+    keeper.tell_again()
+    await clock.advance(5)
+    assert told.statuses == [("m1", PASSING)]
+
+
+async def test_checks_that_die_are_begun_again(kept: tuple[CheckKeeper, FakeClock, Tries, Told]) -> None:
+    keeper, clock, tries, told = kept
+    tries.passing = True
+    keeper.begin("m1", checked_each_second(), age=0.0)
+    await eventually(lambda: clock.sleepers)
+    tries.error = RuntimeError("the probe is broken")
+    await clock.advance(3)
+    tries.error = None
+    before = tries.count
+    await clock.advance(10)
+    assert tries.count > before
+    assert told.statuses[-1] == ("m1", PASSING)
+
+
+async def test_a_machine_whose_checks_ended_is_tried_and_told_of_no_more(
+    kept: tuple[CheckKeeper, FakeClock, Tries, Told],
+) -> None:
+    keeper, clock, tries, told = kept
+    told.may = False
+    for machine_id in ("m1", "m2"):
+        keeper.begin(machine_id, checked_each_second(), age=0.0)
+    await eventually(lambda: clock.sleepers)
+    await clock.advance(3)
+    keeper.end("m1")
+    keeper.end("m2")
+    tried, told.may = tries.count, True
+    keeper.tell_again()
+    await clock.advance(10)
+    assert (tries.count, told.statuses) == (tried, [])
