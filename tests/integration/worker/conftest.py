@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -49,6 +50,17 @@ def leaders_of(marker: str) -> list[int]:
     """Leaders of process groups, no zombies, with the marker: what an outsider takes for the machine."""
     holders = {pid: stat_fields(f"/proc/{pid}") for pid in holders_of(marker)}
     return [pid for pid, fields in holders.items() if fields and fields[0] != b"Z" and int(fields[2]) == pid]
+
+
+def heeds(marker: str, number: int) -> bool:
+    """Whether a process with the marker has by now said that it catches or ignores a signal."""
+    masks = []
+    for pid in holders_of(marker):
+        try:
+            masks += re.findall(r"^Sig(?:Cgt|Ign):\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+        except OSError:
+            continue
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
 def _whose_environment(matches: Callable[[list[bytes]], bool]) -> list[int]:

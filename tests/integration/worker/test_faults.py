@@ -16,7 +16,7 @@ from skerry.types.v1.spec_pb2 import RESTART_POLICY_ON_FAILURE
 from services.worker import agent
 from services.worker.drivers.shim import start_time, stat_fields
 from services.worker.service import WorkerService
-from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
+from tests.integration.worker.conftest import Workers, heeds, holders_of, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger, Served
 from tests.support import eventually
 
@@ -89,6 +89,7 @@ async def test_an_exit_while_no_worker_watches_is_told_once_by_the_next(
         machine_spec("sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.02; done", marker="alone")
     )
     await reaches(machine, "started")
+    await eventually(lambda: heeds("alone", signal.SIGTERM))
     await workers.end(task)
     os.kill(leaders_of("alone")[0], signal.SIGTERM)
     await eventually(lambda: not leaders_of("alone"))
@@ -279,6 +280,7 @@ async def test_machines_that_went_down_with_their_worker_come_back_with_it_witho
     )
     await reaches(machine, "started")
     await reaches(deaf, "started")
+    await eventually(lambda: heeds("down-deaf", signal.SIGTERM))
     if not running:
         await workers.end(task)
         service = workers.service()

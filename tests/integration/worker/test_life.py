@@ -12,7 +12,7 @@ from skerry.store.v1.store_pb2 import StopOverride
 from skerry.types.v1.machine_pb2 import MACHINE_STATE_CREATED
 from skerry.types.v1.spec_pb2 import RESTART_POLICY_ALWAYS, RESTART_POLICY_ON_FAILURE
 
-from tests.integration.worker.conftest import Workers, holders_of, leaders_of, machine_spec
+from tests.integration.worker.conftest import Workers, heeds, holders_of, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger
 from tests.support import eventually
 
@@ -48,6 +48,7 @@ async def test_a_machine_is_stopped_by_its_signal_and_started_again(
     script = f"trap 'echo term >> {tmp_path}/out; exit 3' TERM; while :; do sleep 0.02; done"
     machine = await ledger.create(machine_spec("sh", "-c", script, marker="stopped"))
     await reaches(machine, "started")
+    await eventually(lambda: heeds("stopped", signal.SIGTERM))
     await ledger.stop(machine)
     await reaches(machine, "stopped")
     exit = ledger.seen(machine, "exited")[0].exited.exit
@@ -65,6 +66,7 @@ async def test_a_machine_that_ignores_its_signal_is_killed_after_the_timeout(
     await workers.start()
     machine = await ledger.create(machine_spec("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", marker="deaf"))
     await reaches(machine, "started")
+    await eventually(lambda: heeds("deaf", signal.SIGTERM))
     await ledger.stop(machine, StopOverride(timeout=Duration(nanos=200_000_000)))
     await reaches(machine, "stopped", 5)
     exit = ledger.seen(machine, "exited")[0].exited.exit
@@ -78,6 +80,7 @@ async def test_a_second_stop_with_a_shorter_timeout_does_not_wait_for_the_first(
     await workers.start()
     machine = await ledger.create(machine_spec("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", marker="twice"))
     await reaches(machine, "started")
+    await eventually(lambda: heeds("twice", signal.SIGTERM))
     await ledger.stop(machine, StopOverride(timeout=Duration(seconds=3600)))
     await ledger.stop(machine, StopOverride(timeout=Duration(nanos=100_000_000)))
     await reaches(machine, "stopped", 5)
