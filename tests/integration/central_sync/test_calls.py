@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from services.runtime.errors import (
 )
 from services.runtime.guard import REGIONAL_MEMBER
 from tests.integration.central.centres import Centre, running, settings_for
-from tests.integration.central_sync.cells import Cell, Instance, bounds, quick, url_of
+from tests.integration.central_sync.cells import BREAKER, Cell, Instance, bounds, quick, url_of
 from tests.support import eventually
 
 CONFIG = MachineConfig(image="nginx:1.27", env={"A": "1"})
@@ -343,29 +342,24 @@ async def test_an_app_that_was_not_there_is_found_once_a_moment_has_passed(cell:
 # A centre that is dead, slow or flaky
 
 
-async def test_a_dead_centre_fails_calls_at_once_and_more_so_when_the_breaker_is_open(
-    cell: Cell, centre: Centre
-) -> None:
+async def test_an_open_breaker_fails_calls_without_asking_the_dead_centre(cell: Cell, centre: Centre) -> None:
     await centre.create_app("fill")
     async with cell.sync(quick([url_of(centre)])):
         pass
-    slow_to_probe = quick([NOWHERE])
-    async with cell.sync(slow_to_probe) as instance:
+    way = Counted()
+    calls = bounds(CallClass.CONVERSION, breaker=replace(BREAKER, open_for=10.0, longest_open=10.0))
+    settings = quick([NOWHERE], calls=calls)
+    async with cell.sync(settings, http=lambda _: httpx.AsyncClient(transport=way)) as instance:
         for _ in range(3):
-            began = time.perf_counter()
             with pytest.raises(DependencyDown, match="central"):
                 await convert(instance, wanted("env"))
-            assert time.perf_counter() - began < 0.25
-        assert (await instance.breaker("conversion")).state != sync_pb2.BREAKER_STATE_CLOSED
-        took = []
-        for _ in range(50):
-            began = time.perf_counter()
+        assert (await instance.breaker("conversion")).state == sync_pb2.BREAKER_STATE_OPEN
+        asked = way.operations.count("ConvertParts")
+        assert asked >= 3
+        for _ in range(20):
             with pytest.raises(DependencyDown):
-                # Without a look into the cache, which takes longer than all the rest.
-                await instance.service.ConvertParts(wanted("env", fresh=True), None)
-            took.append(time.perf_counter() - began)
-        print(f"refused by an open breaker in {statistics.median(took) * 1e6:.0f} µs")
-        assert statistics.median(took) < 0.001
+                await convert(instance, wanted("env", fresh=True))
+        assert way.operations.count("ConvertParts") == asked
         with pytest.raises(DependencyDown) as caught:
             await instance.stub.CreateApp(sync_pb2.CreateAppRequest(name="x", organization_slug="personal"))
         assert "central" in caught.value.message
@@ -403,21 +397,17 @@ async def test_a_slow_centre_opens_the_breaker_and_holds_nobody_longer_than_the_
 ) -> None:
     calls = bounds(CallClass.CONVERSION, deadline=0.5, slow_after=0.2)
     async with cell.sync(quick([url_of(centre)], calls=calls)) as instance:
-        await centre.http.post("/faults", json={"slow_ms": 5_000})
-        began = time.perf_counter()
+        await centre.http.post("/faults", json={"slow_ms": 60_000})
         answers = await asyncio.gather(
             *(instance.stub.ConvertParts(wanted("env", fresh=True), timeout=5) for _ in range(10)),
             return_exceptions=True,
         )
         assert {type(answer) for answer in answers} == {DependencyDown}
-        assert time.perf_counter() - began < 1.5
         breaker = await instance.breaker("conversion")
         assert breaker.state != sync_pb2.BREAKER_STATE_CLOSED
         assert "no answer within" in breaker.last_failure
-        began = time.perf_counter()
         with pytest.raises(DependencyDown):
             await convert(instance, wanted("env", fresh=True))
-        assert time.perf_counter() - began < 0.2
         await centre.http.post("/faults", json={})
         await eventually(lambda: _closed(instance, "conversion"))
 

@@ -77,11 +77,9 @@ async def test_a_token_that_is_revoked_at_the_centre_is_revoked_in_every_cell(
         narrowed = attenuate(made.token, scope="read-only").token
         await eventually(lambda: knows_key(other))
         await verified(other, narrowed)
-        began = time.monotonic()
         await instance.stub.RevokeToken(sync_pb2.RevokeTokenRequest(id=made.id))
         assert await is_revoked(cell, made.id), "here it is revoked when the answer is there"
         await eventually(lambda: is_revoked(other, made.id), seconds=5)
-        assert time.monotonic() - began < 5
         for each in (cell, other):
             with pytest.raises(Unauthenticated, match="revoked"):
                 await verified(each, narrowed)
