@@ -6,7 +6,8 @@ import asyncio
 
 from skerry.machines.v1 import machines_pb2 as api
 
-from gateway.machines import Surroundings, create_machine
+from gateway.machines import create_machine
+from gateway.surroundings import Surroundings
 from services.runtime.errors import InvalidConfig, SkerryError, Violation
 
 MOST_MACHINES = 100

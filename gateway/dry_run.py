@@ -18,7 +18,6 @@ from gateway.machines import (
     CREATE_MACHINE,
     UPDATE_MACHINE,
     Creation,
-    Surroundings,
     Update,
     Version,
     commit_creation,
@@ -31,6 +30,7 @@ from gateway.machines import (
 )
 from gateway.mounts import name_by_id
 from gateway.rest.codec import encode
+from gateway.surroundings import Surroundings
 from services.runtime.errors import VersionMismatch
 
 MOST_DIFFERENCES = 1_000

@@ -18,8 +18,9 @@ from skerry.worker.v1.worker_pb2_grpc import WorkerStub
 
 from gateway.fleet import Fleet
 from gateway.leases import check_lease
-from gateway.machines import Surroundings, no_machine
+from gateway.machines import no_machine
 from gateway.names import is_machine_id
+from gateway.surroundings import Surroundings
 from services.runtime.errors import DependencyDown, InvalidConfig, NotFound, Violation, WrongState
 
 if TYPE_CHECKING:

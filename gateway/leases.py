@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,11 +10,9 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
 
 from gateway.auth import Right, current_principal, insist_on
+from gateway.surroundings import Surroundings
 from services.runtime.errors import InvalidConfig, LeaseHeld, NotFound, Violation
 from services.runtime.registry import current_call
-
-if TYPE_CHECKING:
-    from gateway.machines import Surroundings
 
 NONCE_KEY = "fly-machine-lease-nonce"
 """Header, and metadata, in which the holder of a lease shows its nonce."""

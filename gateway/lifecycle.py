@@ -11,11 +11,12 @@ from skerry.store.v1 import store_pb2 as store
 from skerry.types.v1.machine_pb2 import MachineEvent
 
 from gateway.leases import shown_nonce
-from gateway.machines import SOURCE, Surroundings, no_machine, region_violation
+from gateway.machines import SOURCE, no_machine, region_violation
 from gateway.names import is_machine_id
 from gateway.pages import MOST_ON_A_PAGE, Position, cut, read_cursor
 from gateway.public import public_machine
 from gateway.routing import Listed
+from gateway.surroundings import Surroundings
 from gateway.waits import STATE_NAMES, STATES, Seen, Waits, goal_of, timeout_of
 from services.runtime.durations import SECOND, parse_go_duration
 from services.runtime.errors import InvalidConfig, NotFound, Violation

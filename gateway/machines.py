@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from skerry.converter.v1.converter_pb2 import ConversionResult, ConvertRequest
 from skerry.machines.v1 import machines_pb2 as api
@@ -22,19 +21,14 @@ from skerry.types.v1.config_pb2 import MachineConfig
 from skerry.types.v1.resources_pb2 import Resources
 from skerry.types.v1.spec_pb2 import SecretsUse
 
-from gateway.apps import Apps
 from gateway.capacity import no_capacity
-from gateway.cells import AppCells
 from gateway.leases import new_lease, shown_nonce, ttl_violation
 from gateway.mounts import fill_mount, find_volume, name_by_id, volume_of_update
 from gateway.names import MACHINE_NAME_RULE, is_machine_id, is_machine_name, new_machine_name
 from gateway.public import public_machine
 from gateway.rest.codec import is_json
-from gateway.retrying import Retries
-from gateway.routing import Routing
 from gateway.saga import Saga, Step
-from gateway.secrets import Secrets
-from services.runtime.clock import Clock
+from gateway.surroundings import Surroundings
 from services.runtime.errors import (
     InvalidConfig,
     MissingReference,
@@ -47,14 +41,7 @@ from services.runtime.errors import (
     WrongState,
 )
 from services.runtime.ids import new_machine_id, new_ulid
-from services.runtime.regions import RegionMap
 from services.runtime.resources import RESOURCE_FIELDS, less, need_of
-
-if TYPE_CHECKING:
-    from skerry.converter.v1.converter_pb2_grpc import ConfigConverterAsyncStub
-    from skerry.scheduler.v1.scheduler_pb2_grpc import SchedulerAsyncStub
-    from skerry.store.v1.store_pb2_grpc import MachineStoreAsyncStub
-    from skerry.store.v1.volume_store_pb2_grpc import VolumeStoreAsyncStub
 
 CANDIDATES = 3
 MOST_NAMES_TRIED = 5
@@ -67,28 +54,6 @@ LONGEST_KEY = 255
 SOURCE = "user"
 
 V = TypeVar("V", bound="Version")
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What operations on machines need around them."""
-
-    cell: str
-    region: str
-    regions: RegionMap
-    routing: Routing
-    apps: Apps
-    cells: AppCells
-    secrets: Secrets
-    store: MachineStoreAsyncStub
-    volumes: VolumeStoreAsyncStub
-    converter: ConfigConverterAsyncStub
-    scheduler: SchedulerAsyncStub
-    retries: Retries
-    clock: Clock
-    random: Random
-    create_waited: Callable[[float], None] | None = None
-    """Is told how many seconds the store took for a machine that was created."""
 
 
 @dataclass(slots=True)

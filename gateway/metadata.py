@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from skerry.store.v1 import store_pb2 as store
 
 from gateway.leases import shown_nonce
-from gateway.machines import Surroundings
+from gateway.surroundings import Surroundings
 from services.runtime.errors import NotFound
 
 

@@ -15,8 +15,8 @@ from skerry.types.v1.config_pb2 import MachineConfig, MachineGuest
 from skerry.types.v1.resources_pb2 import Resources
 
 from gateway.apps import Catalog
-from gateway.machines import Surroundings
 from gateway.routing import LIST_SECONDS, Peer
+from gateway.surroundings import Surroundings
 from services.runtime.errors import (
     DependencyDown,
     ForbiddenDependency,

@@ -8,10 +8,10 @@ from skerry.machines.v1 import organizations_pb2, organizations_pb2_grpc, platfo
 from skerry.machines.v1 import platform_pb2 as api
 
 from gateway.apps import Catalog
-from gateway.machines import Surroundings
 from gateway.organizations import get_organization
 from gateway.platform import list_regions, simulate_placements
 from gateway.routing import tell_unreachable
+from gateway.surroundings import Surroundings
 
 
 class PlatformService(platform_pb2_grpc.PlatformServicer):

@@ -46,6 +46,7 @@ from gateway.retrying import Retries
 from gateway.routing import CALL_SECONDS, Connect, Routing, connect_in_the_clear, tell_unreachable
 from gateway.secrets import Secrets
 from gateway.secrets_service import SecretsService
+from gateway.surroundings import Surroundings
 from gateway.token_catalog import TokenCatalog
 from gateway.volume_service import VolumesService
 from gateway.waits import Waits
@@ -120,7 +121,7 @@ class GatewayService:
         secrets = Secrets(apps, CatalogStoreStub(store), central_sync=centre, keyring=keyring)
         cells = AppCells(apps, CellStoreStub(store), self._routing, regions)
         self._cells = CellsService(cells)
-        around = machines.Surroundings(
+        around = Surroundings(
             cell=cell,
             region=self._routing.region,
             regions=regions,
@@ -285,9 +286,7 @@ def _where_the_machine_is(seconds: float = CALL_SECONDS) -> Callable[[_Method], 
 
 
 class _Servicer(machines_pb2_grpc.MachinesServicer):
-    def __init__(
-        self, around: machines.Surroundings, waits: Waits, watches: Watches, workers: inside.WorkerChannels
-    ) -> None:
+    def __init__(self, around: Surroundings, waits: Waits, watches: Watches, workers: inside.WorkerChannels) -> None:
         self.routing = around.routing
         self._around = around
         self._watches = watches

@@ -12,8 +12,8 @@ from skerry.machines.v1 import volumes_pb2_grpc
 
 from gateway import volumes
 from gateway.fleet import Fleet
-from gateway.machines import Surroundings
 from gateway.routing import tell_unreachable
+from gateway.surroundings import Surroundings
 from services.runtime.registry import current_call
 
 SERVICE = "Volumes"

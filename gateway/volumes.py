@@ -18,8 +18,9 @@ from skerry.types.v1.resources_pb2 import Resources
 
 from gateway.capacity import no_capacity, no_other_zone
 from gateway.fleet import Fleet
-from gateway.machines import LONGEST_KEY, Surroundings, region_violation
+from gateway.machines import LONGEST_KEY, region_violation
 from gateway.mounts import USABLE
+from gateway.surroundings import Surroundings
 from services.runtime.errors import InvalidConfig, MissingReference, NoCapacity, NotFound, Violation
 from services.runtime.ids import cell_of, new_snapshot_id, new_volume_id
 from services.runtime.resources import need_of

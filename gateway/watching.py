@@ -10,13 +10,12 @@ from skerry.machines.v1 import machines_pb2 as api
 from skerry.store.v1 import store_pb2 as store
 
 from gateway.public import public_machine
+from gateway.surroundings import Surroundings
 from services.runtime.errors import DependencyDown, InvalidConfig, RateLimited, Violation
 from services.runtime.registry import remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from gateway.machines import Surroundings
 
 MOST_WATCHES = 2_000
 """Watches that one gateway keeps open. Each holds few changes; a reader that is too slow is cut by the store."""

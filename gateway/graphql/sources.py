@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.apps import Catalog
-from gateway.machines import Surroundings
 from gateway.releases import Releases
 from gateway.secrets import Secrets
+from gateway.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from skerry.store.v1.catalog_store_pb2_grpc import CatalogStoreAsyncStub

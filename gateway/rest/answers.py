@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gateway.rest.codec import dump
+from gateway.rest.events import EventStream
 from services.runtime.errors import MethodNotAllowed, SkerryError, Unauthenticated
-
-if TYPE_CHECKING:
-    from gateway.rest.events import EventStream
 
 MOST_WARNING_CHARACTERS = 1000
 

@@ -9,7 +9,6 @@ from typing import Any
 from skerry.machines.v1 import machines_pb2 as api
 from starlette.types import Receive, Send
 
-from gateway.rest.answers import Headers
 from gateway.rest.codec import dump
 from gateway.rest.writing import encoder_of
 from services.runtime.clock import Clock
@@ -21,7 +20,7 @@ SEND_SECONDS = 30.0
 """How long a client may take to read what is sent; nothing more is read for it from the log meanwhile."""
 RETRY_MILLISECONDS = 1_000
 """How soon a client comes again after a cut."""
-HEADERS: Headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
 _encode_machine = encoder_of(api.Machine.DESCRIPTOR)
 

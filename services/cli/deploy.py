@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.cli import inside, processes
+from services.cli import handover_calls, inside, processes
 from services.cli.console import CommandError
 from services.cli.mesh import CENTRAL, Mesh, Process
 
@@ -42,8 +42,6 @@ def converter_of(mesh: Mesh, url: str) -> tuple[str, dict[str, list[int]]]:
 
 def unserved(statuses: Mapping[str, handover_pb2.GetStatusResponse | inside.Refusal], served: Served) -> dict[str, Any]:
     """Region to the parts that it needs of the centre and that `served` lacks, or None for one that does not answer."""
-    from services.cli.handover import mode_name
-
     lacking: dict[str, Any] = {}
     for region, status in statuses.items():
         if isinstance(status, inside.Refusal):
@@ -52,7 +50,7 @@ def unserved(statuses: Mapping[str, handover_pb2.GetStatusResponse | inside.Refu
         parts = [
             entry.part
             for entry in status.plan.parts
-            if mode_name(entry.mode) in _NEEDING and not served.get(entry.part)
+            if handover_calls.mode_name(entry.mode) in _NEEDING and not served.get(entry.part)
         ]
         if parts:
             lacking[region] = parts
@@ -125,15 +123,11 @@ class Deploy:
         return converter_of(self._mesh, self._mesh.central_urls[0])[1]
 
     def _statuses(self) -> Mapping[str, Any]:
-        from services.cli.handover import statuses
-
-        return statuses(self._mesh, list(self._mesh.regions))
+        return handover_calls.statuses(self._mesh, list(self._mesh.regions))
 
     def _everywhere(self, rpc: str, request: Any) -> dict[str, inside.Refusal]:
-        from services.cli.handover import stub
-
         async def work(channel: grpc.aio.Channel) -> None:
-            await getattr(stub(channel), rpc)(request, timeout=_CALL_SECONDS)
+            await getattr(handover_calls.stub(channel), rpc)(request, timeout=_CALL_SECONDS)
 
         answers = inside.ask_all(self._mesh, list(self._mesh.regions), work)
         return {region: answer for region, answer in answers.items() if isinstance(answer, inside.Refusal)}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli import handover, inside, up
+from services.cli import handover, handover_calls, inside, up
 from services.cli.console import AsJson, CommandError, print_json, print_table, progress, reports_errors
 from services.cli.deploy import Deploy
 from services.cli.mesh import MACHINE_STORE, Mesh
@@ -164,7 +164,7 @@ def _promote(mesh: Mesh, region: str) -> None:
     request = handover_pb2.PromoteRequest(part=PART, min_compared=MIN_COMPARED, who="drill")
 
     async def work(channel: grpc.aio.Channel) -> None:
-        await handover.stub(channel).Promote(request, timeout=handover.PROMOTE_SECONDS)
+        await handover_calls.stub(channel).Promote(request, timeout=handover.PROMOTE_SECONDS)
 
     deadline = time.monotonic() + _PROMOTION_SECONDS
     why = ""

@@ -18,49 +18,20 @@ from services.cli.console import (
     reports_errors,
     say,
 )
-from services.cli.mesh import Mesh
+from services.cli.handover_calls import CALL_SECONDS, mode_name, statuses, stub
 
 if TYPE_CHECKING:
     import grpc
-    from skerry.handover.v1 import handover_pb2, plan_pb2
+    from skerry.handover.v1 import plan_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Who converts each part of the config, the centre or the regions.")
 
-CALL_SECONDS = 10.0
 PROMOTE_SECONDS = 600.0
 """A promotion runs a backtest over everything that the region stores."""
 
 Part = Annotated[str, typer.Argument(help="Name of the part.", metavar="PART")]
 Regions = Annotated[str | None, typer.Option(help="Regions, separated by commas (default: all of the mesh).")]
 _STATUS_COLUMNS = ("REGION", "PART", "MODE", "VERSION", "SEALED", "COMPARED", "DIFFERENT", "SINCE")
-
-
-def stub(channel: grpc.aio.Channel) -> Any:
-    """The hand-over of the region that `channel` leads to."""
-    from skerry.handover.v1.handover_pb2_grpc import HandoverStub
-
-    return HandoverStub(channel)
-
-
-def mode_name(mode: int) -> str:
-    """A mode as users read it: "local-checked"."""
-    from skerry.handover.v1 import plan_pb2
-
-    name = plan_pb2.PartMode.Name(plan_pb2.PartMode.ValueType(mode))
-    return name.removeprefix("PART_MODE_").lower().replace("_", "-")
-
-
-def statuses(mesh: Mesh, regions: list[str]) -> dict[str, handover_pb2.GetStatusResponse | inside.Refusal]:
-    """The state of the hand-over in each of `regions`, or why it is not known."""
-    from skerry.handover.v1 import handover_pb2
-
-    async def status(channel: grpc.aio.Channel) -> handover_pb2.GetStatusResponse:
-        answer: handover_pb2.GetStatusResponse = await stub(channel).GetStatus(
-            handover_pb2.GetStatusRequest(), timeout=CALL_SECONDS
-        )
-        return answer
-
-    return dict(inside.ask_all(mesh, regions, status))
 
 
 @app.command("status")

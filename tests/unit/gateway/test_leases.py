@@ -11,7 +11,7 @@ from skerry.store.v1 import store_pb2 as store
 
 from gateway.auth import SCOPES, Principal, current_principal
 from gateway.leases import check_lease, new_lease, release, ttl_violation
-from gateway.machines import Surroundings
+from gateway.surroundings import Surroundings
 from services.runtime.errors import Forbidden, LeaseHeld
 
 
