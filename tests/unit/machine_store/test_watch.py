@@ -15,9 +15,10 @@ from skerry.store.v1.store_pb2 import (
 )
 from skerry.types.v1.config_pb2 import MachineConfig
 
+from services.machine_store.changes import Selection
 from services.machine_store.queries import load
 from services.machine_store.steps import Version
-from services.machine_store.watch import Selection, Versions
+from services.machine_store.watch import Versions
 
 MACHINE = Change(machine=MachineRecord(id="m1", app_id="a1", worker_id="w1", leaving_worker_id="w2"))
 WORKER = Change(worker=WorkerRecord(id="w1"))
