@@ -251,21 +251,21 @@ class ProcessDriver:
     async def suspend(self, run: Run) -> None:
         deadline = self._clock.monotonic() + _STAND_STILL_SECONDS
         self.signal(run, signal.SIGSTOP)
-        looks = 0
+        still = 0
         # What is sent a signal has not yet obeyed it, and processes may have left the groups of the commands. One that
         # is started during a look is met at the next: by then, all that could start it stood still.
-        while looks < _STAND_STILL_LOOKS and (inside := self.inside(run)) is not None:
-            if not await asyncio.to_thread(_stop_all, inside):
-                looks += 1
-                continue
-            if self._clock.monotonic() > deadline:
+        while still < _STAND_STILL_LOOKS and (inside := self.inside(run)) is not None:
+            if await asyncio.to_thread(_stop_all, inside):
+                still += 1
+            elif self._clock.monotonic() > deadline:
                 await self.resume(run)
                 raise CannotSuspend(
                     f"its processes did not all stop within {_STAND_STILL_SECONDS:g} s, so it runs on: the "
                     "worker's host is too busy; try again, or stop the machine instead"
                 )
-            looks = 0
-            await self._clock.sleep(_STAND_STILL_POLL_SECONDS)
+            else:
+                still = 0
+                await self._clock.sleep(_STAND_STILL_POLL_SECONDS)
 
     async def resume(self, run: Run) -> None:
         inside = self.inside(run)
@@ -624,11 +624,11 @@ def _members_of(inside: Inside) -> list[int]:
     return ProcessTree.read().members(inside.pids, inside.shims)
 
 
-def _stop_all(inside: Inside) -> list[int]:
-    """Tell all processes of a machine to stop; those that have not yet."""
+def _stop_all(inside: Inside) -> bool:
+    """Tell all processes of a machine to stop. Returns whether they stand still."""
     members = _members_of(inside)
     _signal_each(members, signal.SIGSTOP)
-    return [pid for pid in members if not stands_still(pid)]
+    return all(stands_still(pid) for pid in members)
 
 
 def _signal_each(pids: Iterable[int], number: int) -> None:
