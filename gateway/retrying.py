@@ -20,6 +20,8 @@ LONGEST_WAIT_SECONDS = 0.5
 BUDGET = 50.0
 """Repetitions that may follow each other when nothing succeeds."""
 EARNED_BY_SUCCESS = 0.1
+LONGEST_ABSENCE_SECONDS = 5.0
+"""What asks to be left alone for longer is not asked again here, but by whoever called."""
 LEFT_FOR_THE_ANSWER = 0.1
 """Seconds before the deadline in which nothing is repeated: the answer has to get out."""
 
@@ -72,4 +74,6 @@ class Retries:
 
 def _may_help(error: BaseException) -> bool:
     """Whether asking again may. The centre is behind a breaker of its own, which decides when it is asked again."""
-    return isinstance(error, DependencyDown) and error.metadata.get("dependency") != CENTRAL
+    if not isinstance(error, DependencyDown) or error.metadata.get("dependency") == CENTRAL:
+        return False
+    return error.retry_after is None or error.retry_after <= LONGEST_ABSENCE_SECONDS

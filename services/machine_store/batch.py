@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from skerry.store.v1.store_pb2 import Change, MachineRecord
 from skerry.types.v1.machine_pb2 import MachineEvent
 
-from services.machine_store.database import Database, OutcomeUnknown, as_error, is_away
+from services.machine_store.database import Database, OutcomeUnknown, as_error, is_away, is_full
 from services.machine_store.group_commit import GroupCommit
 from services.machine_store.queries import load
 from services.machine_store.steps import Create, Outcome, Unit, Version, complete
@@ -106,6 +106,9 @@ class BatchWriter:
         try:
             return await self._write(items)
         except Exception as error:
+            if is_full(error):
+                # The server answers, and says that it has written nothing: there is nothing to find out.
+                raise (as_error(error) or error) from error
             if is_away(error):
                 self._drop_connection()
                 raise OutcomeUnknown(str(as_error(error)), retry_after=1.0) from error

@@ -42,6 +42,8 @@ _DEAD = (
     ConnectionResetError,
 )
 _RETRY_AFTER = 1.0
+_RETRY_AFTER_ROOM = 30.0
+"""Somebody has to make room first."""
 
 
 class OutcomeUnknown(DependencyDown):
@@ -53,8 +55,19 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, _AWAY)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether `error` says that the server's disk is full: nothing of that statement was written, others may do."""
+    return isinstance(error, asyncpg.exceptions.DiskFullError)
+
+
 def as_error(error: Exception) -> SkerryError | None:
     """What an error of the database means to callers; None for one that is a fault of ours."""
+    if is_full(error):
+        return DependencyDown(
+            "machine-store: the disk of PostgreSQL is full, and nothing was written: free space there, then repeat the "
+            "request",
+            retry_after=_RETRY_AFTER_ROOM,
+        )
     if is_away(error):
         return DependencyDown(
             f"machine-store: PostgreSQL cannot be asked ({_shortly(error)}); repeat the request",
@@ -119,8 +132,8 @@ class Database:
     async def fetch(self, statement: str, *args: object, patience: float = 0.0) -> list[Row]:
         """The rows of a statement that may be repeated: it is, on another connection, when one turns out to be dead.
 
-        A server that is away is waited for `patience` seconds. Raises DependencyDown when it cannot be asked, Conflict
-        for a term that is over.
+        A server that is away is waited for `patience` seconds, one whose disk is full is not. Raises DependencyDown
+        when it cannot be asked, Conflict for a term that is over.
         """
         until = self._clock.monotonic() + patience
         dead = waited = 0
@@ -141,7 +154,7 @@ class Database:
                 if isinstance(error, _DEAD) and dead < self._pool_size:
                     dead += 1
                     continue
-                if is_away(error) and self._clock.monotonic() < until:
+                if is_away(error) and not is_full(error) and self._clock.monotonic() < until:
                     await self.back_off(waited)
                     waited += 1
                     continue

@@ -244,12 +244,16 @@ def _redacted(key: str, value: Any) -> Any:
 class _Stderr:
     """Writes to what is stderr at that moment. That nobody takes a line any more is no reason to fail."""
 
+    _torn = False
+    """What was written last may have ended within a line: the next event begins a line all the same."""
+
     def msg(self, line: str) -> None:
         try:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(f"\n{line}\n" if _Stderr._torn else f"{line}\n")
             sys.stderr.flush()
+            _Stderr._torn = False
         except (OSError, ValueError):
-            pass
+            _Stderr._torn = True
 
     log = debug = info = warn = warning = error = critical = fatal = exception = msg
 

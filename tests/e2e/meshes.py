@@ -31,9 +31,9 @@ SLEEPER: dict[str, Any] = {
 class RunningMesh:
     """A mesh in a new folder, down and gone at the end of the `with` block."""
 
-    def __init__(self, *options: str, regions: str = "syd", settings: str = "") -> None:
-        """`settings` become the folder's settings.toml."""
-        self.directory = Path(tempfile.mkdtemp(prefix="skerry-e2e-"))
+    def __init__(self, *options: str, regions: str = "syd", settings: str = "", parent: Path | None = None) -> None:
+        """`settings` become the folder's settings.toml; `parent` is where the folder is made."""
+        self.directory = Path(tempfile.mkdtemp(prefix="skerry-e2e-", dir=parent))
         self.regions = regions
         if settings:
             (self.directory / "settings.toml").write_text(settings, encoding="utf-8")

@@ -77,3 +77,10 @@ async def test_the_budget_ends_repetitions_for_all_and_successes_refill_it() -> 
     task = asyncio.create_task(retries(Calls(1)))
     await finish(clock, task)
     assert await task == 2
+
+
+async def test_what_asks_to_be_left_alone_for_long_is_not_asked_again() -> None:
+    calls = Calls(5, DependencyDown("its disk is full", retry_after=30.0))
+    with pytest.raises(DependencyDown):
+        await Retries(FakeClock(), Random(1))(calls)
+    assert calls.made == 1
