@@ -106,7 +106,7 @@ class Model:
 class Life(RuleBasedStateMachine):
     """Machines of one app on two workers with room for a few. Each run has a database of its own."""
 
-    loop: asyncio.AbstractEventLoop
+    runner: asyncio.Runner
     template: str
     admin: str
     number = 0
@@ -121,7 +121,7 @@ class Life(RuleBasedStateMachine):
         self.names = 0
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.runner.run(asyncio.wait_for(work, 20))
 
     @initialize()
     def begin(self) -> None:
@@ -140,7 +140,7 @@ class Life(RuleBasedStateMachine):
             await self.store.worker(worker, Resources(shared_cpu_millicores=ROOM * 1000))
 
     def teardown(self) -> None:
-        self.loop.run_until_complete(self.stack.aclose())
+        self.runner.run(self.stack.aclose())
 
     def free(self, worker: str) -> int:
         held = sum(m.cpus for m in self.models.values() if m.worker == worker and m.state != "destroyed")
@@ -327,8 +327,6 @@ EVENT = {"started": "start", "exited": "exit", "restarting": "exit", "failed": "
 
 
 def test_machines_live_as_the_tables_say(postgres: str) -> None:
-    loop = asyncio.new_event_loop()
-
     async def template() -> str:
         connection = await asyncpg.connect(postgres)
         name = "stateful_store"
@@ -337,10 +335,10 @@ def test_machines_live_as_the_tables_say(postgres: str) -> None:
         async with running_store(postgres.replace("/postgres?", f"/{name}?")):
             return name
 
-    try:
-        Life.loop = loop
+    with asyncio.Runner() as runner:
+        Life.runner = runner
         Life.admin = postgres
-        Life.template = loop.run_until_complete(template())
+        Life.template = runner.run(template())
         run_state_machine_as_test(
             Life,
             settings=settings(
@@ -351,5 +349,3 @@ def test_machines_live_as_the_tables_say(postgres: str) -> None:
                 print_blob=True,
             ),
         )
-    finally:
-        loop.close()
