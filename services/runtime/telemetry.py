@@ -244,16 +244,17 @@ def _redacted(key: str, value: Any) -> Any:
 class _Stderr:
     """Writes to what is stderr at that moment. That nobody takes a line any more is no reason to fail."""
 
-    _torn = False
-    """What was written last may have ended within a line: the next event begins a line all the same."""
+    _torn: Any = None
+    """The stderr that did not take all of a line: the next event begins a line there all the same."""
 
     def msg(self, line: str) -> None:
+        stderr = sys.stderr
         try:
-            sys.stderr.write(f"\n{line}\n" if _Stderr._torn else f"{line}\n")
-            sys.stderr.flush()
-            _Stderr._torn = False
+            stderr.write(f"\n{line}\n" if _Stderr._torn is stderr else f"{line}\n")
+            stderr.flush()
+            _Stderr._torn = None
         except (OSError, ValueError):
-            _Stderr._torn = True
+            _Stderr._torn = stderr
 
     log = debug = info = warn = warning = error = critical = fatal = exception = msg
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import json
 import logging
 import os
@@ -108,6 +110,28 @@ def test_a_log_that_nobody_takes_any_more_is_no_reason_to_fail(monkeypatch: pyte
     with pytest.raises(BrokenPipeError):
         broken.close()
     log.error("after it was closed")
+
+
+def test_a_line_that_was_torn_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        """Takes a piece of the second event, and then everything again."""
+
+        left = 2
+
+        def write(self, text: str) -> int:
+            self.left -= 1
+            if self.left == 0:
+                super().write(text[:20])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    full = Full()
+    monkeypatch.setattr(sys, "stderr", full)
+    telemetry.setup("gateway", "syd")
+    for event in ("first", "torn", "third", "fourth"):
+        log.info(event)
+    lines = full.getvalue().splitlines()
+    assert [json.loads(line)["event"] for line in (lines[0], *lines[2:])] == ["first", "third", "fourth"]
 
 
 def test_libraries_log_as_we_do(capsys: pytest.CaptureFixture[str]) -> None:
