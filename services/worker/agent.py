@@ -7,10 +7,12 @@ takes the next step (reconcile.py), and compares again. Only the machine's own t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from random import Random
 from signal import SIGKILL, Signals
@@ -76,6 +78,8 @@ _LOCK_POLL_SECONDS = 0.05
 _KILL_AGAIN_SECONDS = 5.0
 _DEFAULT_STOP_SECONDS = 5.0
 _LAUNCH_ATTEMPTS = 5
+_NO_ROOM = (ENOSPC, EDQUOT)
+"""Is better as soon as somebody has made room on the disk, however long that takes."""
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 10.0
 _REPEAT_CHECK_SECONDS = 2.0
@@ -357,17 +361,15 @@ class Agent:
             else:
                 self._write(replace(entry, phase=Phase.PAUSED, stop=Stop.NO, pid=0))
             return
-        if entry.phase is Phase.STARTING:
-            at = running.started_at if running is not None else self._clock.now()
-            pid = running.pid if running is not None else 0
-            entry = replace(entry, phase=Phase.RUNNING, pid=pid, started_at=at)
-            self._write(entry, observed(entry, at, started=Started(restart_count=entry.restart_count)))
         if running is not None:
             log.info("machine_adopted", machine=machine.id, pid=running.pid)
             self._attach(machine, running)
             if entry.phase is Phase.SUSPENDED:
                 self._checks.end(machine.id)
         machine.ended = machine.ended or exit
+        if entry.phase is Phase.STARTING:
+            at = running.started_at if running is not None else self._clock.now()
+            self._write_started(entry, running.pid if running is not None else 0, at)
 
     async def _stop_all(self, timeout: float) -> None:
         self._halting = True
@@ -437,13 +439,15 @@ class Agent:
     async def _converge(self, machine: _Machine) -> None:
         while True:
             machine.changed.clear()
-            step = self._next(machine)
-            if step is Step.NONE:
-                break
+            step = Step.START
             try:
+                await self._finish_start(machine)
+                step = self._next(machine)
+                if step is Step.NONE:
+                    break
                 await self._take_step(machine, step)
                 machine.failures = 0
-            except (OSError, SkerryError) as error:
+            except (OSError, LaunchLost, SkerryError) as error:
                 machine.failures += 1
                 delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(machine.failures, 10))
                 log.warning("step_failed", machine=machine.id, step=step.name, why=str(error), retry_in=delay)
@@ -529,19 +533,30 @@ class Agent:
                 self._write_failed(machine, entry, str(error))
             except LaunchLost as error:
                 log.warning("launch_lost", machine=machine.id, why=str(error))
-                self._take_recovered(machine, entry, await self._driver.recover(run))
+                recovered = await self._driver.recover(run)
+                self._take_recovered(machine, entry, recovered)
+                if recovered == Recovered():
+                    raise
             except OSError as error:
-                if machine.failures + 1 >= _LAUNCH_ATTEMPTS:
+                if machine.failures + 1 >= _LAUNCH_ATTEMPTS and error.errno not in _NO_ROOM:
                     advice = "look at the worker's disk and limits, then start it again"
                     self._write_failed(machine, entry, f"the worker could not start it: {error}; {advice}")
                     return
                 self._write(replace(entry, phase=Phase.PAUSED))
                 raise
             else:
-                entry = replace(entry, phase=Phase.RUNNING, pid=running.pid, started_at=running.started_at)
-                started = Started(restart_count=entry.restart_count)
-                self._write(entry, observed(entry, running.started_at, started=started))
                 self._attach(machine, running)
+                self._write_started(entry, running.pid, running.started_at)
+
+    async def _finish_start(self, machine: _Machine) -> None:
+        """Write down what became of a start, where the journal could not take that when it was known."""
+        entry = self._here().entries.get(machine.id)
+        if entry is None or entry.phase is not Phase.STARTING:
+            return
+        if machine.running is not None:
+            self._write_started(entry, machine.running.pid, machine.running.started_at)
+        elif machine.ended is None:
+            self._take_recovered(machine, entry, await self._driver.recover(Run(machine.id, entry.run)))
 
     async def _secrets_of(self, record: MachineRecord) -> tuple[Mapping[str, str], str]:
         """The secrets that a machine starts with, and why it cannot have them; empty when it can."""
@@ -599,7 +614,11 @@ class Agent:
         entry = self._here().entries[machine.id]
         if entry.stop is Stop.NO:
             entry = replace(entry, stop=Stop.PAUSE if self._halting else Stop.REQUESTED)
-            self._write(entry)
+            try:
+                self._write(entry)
+            except OSError as error:
+                # A disk that is full is no reason to let it run on.
+                log.warning("stop_not_written", machine=machine.id, why=str(error))
         run = Run(machine.id, entry.run)
         began = self._clock.monotonic()
         sent: Signals | None = None
@@ -621,10 +640,14 @@ class Agent:
             await self._wait(machine, left)
 
     def _conclude(self, machine: _Machine) -> None:
+        self._checks.end(machine.id)
+        self._write_end(machine)
+        # Not before: an end that the journal cannot take now is concluded once it can.
+        machine.running = machine.ended = None
+
+    def _write_end(self, machine: _Machine) -> None:
         entry = self._here().entries[machine.id]
         exit, record = machine.ended, machine.record
-        machine.running = machine.ended = None
-        self._checks.end(machine.id)
         if isinstance(exit, CannotRun):
             self._write_failed(machine, entry, str(exit))
             return
@@ -701,6 +724,10 @@ class Agent:
         if observations:
             self._wake_reporter()
 
+    def _write_started(self, entry: Entry, pid: int, at: float) -> None:
+        entry = replace(entry, phase=Phase.RUNNING, pid=pid, started_at=at)
+        self._write(entry, observed(entry, at, started=Started(restart_count=entry.restart_count)))
+
     def _write_failed(self, machine: _Machine, entry: Entry, reason: str) -> None:
         log.info("machine_cannot_run", machine=machine.id, why=reason)
         entry = replace(entry, phase=Phase.FAILED, stop=Stop.NO, pid=0, reason=reason)
@@ -731,8 +758,10 @@ class Agent:
                     missing = missing_observation(machine.record, entry, self.worker_id, self._clock.now())
                     if missing is not None:
                         log.warning("observation_repeated", machine=machine.id, phase=entry.phase)
-                        self._write(entry, missing)
+                        with contextlib.suppress(OSError):  # It is tried again.
+                            self._write(entry, missing)
                         machine.settled_at = now
+            self._checks.tell_again()
 
     def _begin_checks(self, machine: _Machine, age: float) -> None:
         if machine.record is not None:
@@ -745,7 +774,11 @@ class Agent:
         # One at a time: the outbox must not grow while the store is away.
         if entry is None or journal.tells_checks_of(machine_id):
             return False
-        self._write(entry, observed(entry, self._clock.now(), checks_changed=ChecksChanged(checks=statuses)))
+        try:
+            self._write(entry, observed(entry, self._clock.now(), checks_changed=ChecksChanged(checks=statuses)))
+        except OSError as error:
+            log.warning("checks_not_told", machine=machine_id, why=str(error))
+            return False
         return True
 
 

@@ -108,11 +108,16 @@ class Journal:
         self._syncing: asyncio.Task[None] | None = None
         self._timer = timer
         self._sync_seconds = 0.0
-        self._replay()
-        if not self.id:
-            self.id = new_id()
         self._fd = -1
-        self._rewrite()
+        size = self._replay()
+        if self.id and not self.damaged_bytes:
+            # As it is: a disk that is full must not keep a worker from what it has written there.
+            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            self._size, self._compact_at = size, _COMPACT_BYTES
+            self._written = 1
+        else:
+            self.id = self.id or new_id()
+            self._rewrite()
 
     @property
     def next_sequence(self) -> int:
@@ -234,9 +239,12 @@ class Journal:
         self._written += 1
 
     def _compact_if_worthwhile(self) -> None:
-        large = self._size > max(_COMPACT_BYTES, _COMPACT_FACTOR * self._compact_size)
-        if large and self._syncing is None:
-            self._rewrite()
+        if self._size > self._compact_at and self._syncing is None:
+            try:
+                self._rewrite()
+            except OSError:
+                # What was to be written is written. There may be room for a smaller file when this one has grown.
+                self._compact_at = self._size + _COMPACT_BYTES
 
     def _rewrite(self) -> None:
         data = b"".join(_encode(line) for line in self._snapshot())
@@ -253,11 +261,13 @@ class Journal:
                 os.close(folder)
         except OSError:
             os.close(fd)
+            temporary.unlink(missing_ok=True)
             raise
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
-        self._size = self._compact_size = len(data)
+        self._size = len(data)
+        self._compact_at = max(_COMPACT_BYTES, _COMPACT_FACTOR * self._size)
         self._synced = self._written
 
     def _snapshot(self) -> Iterable[Mapping[str, Any]]:
@@ -267,11 +277,12 @@ class Journal:
         for observation in self.outbox:
             yield {"observations": [b64encode(observation.SerializeToString()).decode()]}
 
-    def _replay(self) -> None:
+    def _replay(self) -> int:
+        """Take in what the file says. Returns its size in bytes."""
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            return
+            return 0
         at = 0
         while at < len(data):
             end = data.find(b"\n", at)
@@ -283,6 +294,7 @@ class Journal:
         self.damaged_bytes = len(data) - at
         if data and not self.id and self.damaged_bytes == len(data) and b"\n" in data:
             raise JournalDamaged(f"{self._path} is not a journal of a worker: move it away, and start again")
+        return len(data)
 
     def _apply(self, line: Mapping[str, Any]) -> None:
         if "journal" in line:

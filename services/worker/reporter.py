@@ -88,9 +88,9 @@ class Reporter:
                 waits = 0
             except NotFound:
                 self._register_again()
-            except SkerryError as error:
+            except (SkerryError, OSError) as error:
                 if waits == 0:
-                    log.warning("store_not_reached", worker=self._settings.id, why=error.message)
+                    log.warning("store_not_reached", worker=self._settings.id, why=str(error))
                 waits += 1
             if self._must_register.is_set():
                 await self._clock.sleep(self._backoff(waits))

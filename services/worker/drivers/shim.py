@@ -124,7 +124,6 @@ def _answer(results: int, answer: dict[str, Any]) -> None:
 
 
 def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
-    token, run = request["token"], request["run"]
     os.setsid()
     for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(ignored, signal.SIG_IGN)
@@ -132,6 +131,21 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
     # What the machine's processes leave behind comes here, and not to the host's init.
     _libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _libc.prctl(_SET_NAME, b"skerry-shim", 0, 0, 0)
+    oom_kills = _oom_kills(request["oom"])
+    try:
+        pid = _start(request, results, boot)
+    except OSError as error:
+        # The disk may be full. Without a shim, its command ends by itself.
+        _answer(results, {"token": request["token"], "stage": "shim", "errno": error.errno})
+        return
+    os.close(results)
+    if pid:
+        _see_it_end(request, pid, oom_kills)
+
+
+def _start(request: dict[str, Any], results: int, boot: str) -> int:
+    """Start the command, and answer. Returns its process, or 0 when it does not run. Raises OSError."""
+    token, run = request["token"], request["run"]
     state: dict[str, Any] = {
         "boot": boot,
         "shim": os.getpid(),
@@ -141,8 +155,7 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
     }
     if not _claim(run + ".state", state):
         _answer(results, {"token": token, "stage": "claim", "errno": errno.EEXIST})
-        return
-    oom_kills = _oom_kills(request["oom"])
+        return 0
     go_out, go_in = os.pipe()
     failure_out, failure_in = os.pipe()
     pid = os.fork()
@@ -165,9 +178,12 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
         _remove_cgroups(request)
         _replace(run + ".exit", {"stage": stage, "errno": number, "at": time.time()}, durable=True)
         _answer(results, {"token": token, "stage": stage, "errno": number})
-        return
+        return 0
     _answer(results, {"token": token, **{key: state[key] for key in ("pid", "start", "shim", "shim_start")}})
-    os.close(results)
+    return pid
+
+
+def _see_it_end(request: dict[str, Any], pid: int, oom_kills: int) -> None:
     ended = _wait(pid)
     at = time.time()
     # Not waited for yet, it holds its number: no other process group can have it.
@@ -178,7 +194,7 @@ def _be_shim(request: dict[str, Any], results: int, boot: str) -> None:
     code = 128 + by_signal if by_signal else ended.si_status
     oom = code == 128 + signal.SIGKILL and _oom_kills(request["oom"]) > oom_kills
     _remove_cgroups(request)
-    _replace(run + ".exit", {"code": code, "signal": by_signal, "oom": oom, "at": at}, durable=True)
+    _replace(request["run"] + ".exit", {"code": code, "signal": by_signal, "oom": oom, "at": at}, durable=True)
 
 
 def _be_command(request: dict[str, Any], go: int, failure: int) -> Never:

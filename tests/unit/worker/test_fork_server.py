@@ -111,6 +111,15 @@ async def test_what_keeps_a_command_from_starting_is_told_and_written_down(
     assert (ended["stage"], ended["errno"]) == (stage, number)
 
 
+async def test_a_shim_that_cannot_keep_its_files_says_so_at_once(server: ForkServer, tmp_path: Path) -> None:
+    with pytest.raises(ForkFailed) as raised:
+        await server.fork(request(tmp_path, "touch", str(tmp_path / "started"), run="no such folder/1.0"))
+    assert (raised.value.stage, raised.value.errno) == ("shim", errno.ENOENT)
+    assert (await server.fork(request(tmp_path, "true"))).pid, "the server goes on"
+    await exit_of(tmp_path)
+    assert not (tmp_path / "started").exists()
+
+
 async def test_shims_outlive_the_server_and_still_write_how_it_ended(tmp_path: Path) -> None:
     server = ForkServer(tmp_path / "complaints")
     forked = await server.fork(request(tmp_path, "sh", "-c", "while [ ! -e go ]; do sleep 0.02; done; exit 6"))

@@ -204,3 +204,53 @@ def test_entries_of_a_newer_version_are_read_as_far_as_they_are_known(path: Path
     with path.open("ab") as file:
         file.write(module._encode(line))
     assert opened(path).entries["n"] == Entry("n", 1, phase=Phase.ENDED)
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_journal_is_opened_on_a_disk_that_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(path).write([ENTRY], observations=[started()])
+    monkeypatch.setattr("services.worker.journal._write_all", full)
+    again = opened(path)
+    assert again.entries == {"0011": ENTRY}
+    assert len(again.outbox) == 1
+    with pytest.raises(OSError, match="No space"):
+        again.write([replace(ENTRY, run=9)])
+    assert again.entries == {"0011": ENTRY}
+
+
+def test_a_journal_that_has_no_room_to_become_smaller_goes_on_as_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = opened(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "_rewrite", full)
+        for number in range(20_000):
+            journal.write([replace(ENTRY, run=number)], observations=[started()])
+            journal.acknowledge(number + 1)
+    assert path.stat().st_size > 2 << 20
+    assert opened(path).entries["0011"].run == 19_999
+    for number in range(20_000):
+        journal.write([replace(ENTRY, run=number)], observations=[started()])
+        journal.acknowledge(20_000 + number + 1)
+    assert opened(path).entries["0011"].run == 19_999
+    assert path.stat().st_size < 4 << 20
+
+
+async def test_what_a_former_process_wrote_is_on_the_disk_after_a_sync(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(path).write([ENTRY])
+    trips: list[int] = []
+    real = os.fdatasync
+
+    def counted(fd: int) -> None:
+        trips.append(fd)
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    again = opened(path)
+    await again.sync()
+    assert len(trips) == 1
