@@ -6,7 +6,10 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any, TypeVar, overload
+
+from services.cli.ports import choose
 
 T = TypeVar("T")
 
@@ -35,3 +38,8 @@ async def eventually(predicate: Callable[[], Any], seconds: float = 10.0, interv
         if time.monotonic() > deadline:
             raise AssertionError(f"{predicate} did not come true within {seconds} s") from last
         await asyncio.sleep(interval)
+
+
+def free_port() -> int:
+    """A port to listen on, now and again: below those that outgoing connections take meanwhile."""
+    return choose(1, (), Random())[0]

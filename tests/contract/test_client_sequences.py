@@ -5,7 +5,6 @@ The first deploy is made with the centre there; everything after it with the cen
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from services.cli.mesh import CENTRAL
 from tests.e2e.meshes import RunningMesh, kill_9
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 NONCE = "fly-machine-lease-nonce"
 DIGEST = f"sha256:{'0' * 64}"
@@ -139,13 +138,6 @@ class Client:
             return [check["status"] for check in shown.get("checks", [])] == ["passing"]
 
         await eventually(passing, seconds=20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from services.cli import processes
 from tests.e2e.meshes import SLEEPER, RunningMesh, kill_9, running_with
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 APP = "e2e"
 MACHINES = f"/apps/{APP}/machines"
@@ -34,13 +33,6 @@ def mesh(started: RunningMesh) -> RunningMesh:
         started.ok("DELETE", f"/apps/{APP}")
     started.ok("POST", "/apps", {"name": APP})
     return started
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def web_server(port: int) -> dict[str, Any]:

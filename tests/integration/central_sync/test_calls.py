@@ -29,7 +29,7 @@ from services.runtime.errors import (
 from services.runtime.guard import REGIONAL_MEMBER
 from tests.integration.central.centres import Centre, running, settings_for
 from tests.integration.central_sync.cells import BREAKER, Cell, Instance, bounds, quick, url_of
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 CONFIG = MachineConfig(image="nginx:1.27", env={"A": "1"})
 NOWHERE = "http://127.0.0.1:9/graphql"
@@ -370,10 +370,10 @@ async def test_it_closes_by_its_own_probes_once_the_centre_is_back(
     cell: Cell, fresh_database: Callable[[], Awaitable[str]], tmp_path: Path
 ) -> None:
     dsn = await fresh_database()
-    async with running(settings_for(tmp_path, dsn)) as centre:
-        port = centre.service.port
-        async with cell.sync(quick([url_of(centre)])):
-            pass
+    port = free_port()
+    central = settings_for(tmp_path, dsn, listen=f"127.0.0.1:{port}")
+    async with running(central) as centre, cell.sync(quick([url_of(centre)])):
+        pass
     way = Counted()
     settings = quick([f"http://127.0.0.1:{port}/graphql"])
     async with cell.sync(settings, http=lambda _: httpx.AsyncClient(transport=way)) as instance:
@@ -381,7 +381,7 @@ async def test_it_closes_by_its_own_probes_once_the_centre_is_back(
             with pytest.raises(DependencyDown):
                 await convert(instance, wanted("env"))
         assert (await instance.breaker("conversion")).state != sync_pb2.BREAKER_STATE_CLOSED
-        async with running(settings_for(tmp_path, dsn, listen=f"127.0.0.1:{port}")):
+        async with running(central):
             states = []
             async for status in instance.stub.WatchStatus(sync_pb2.WatchStatusRequest(), timeout=10):
                 breaker = next(each for each in status.breakers if each.call_class == "conversion")

@@ -18,7 +18,7 @@ from services.runtime.tasks import cancel
 from services.runtime.tokens import Grant, attenuate, mint, verify
 from tests.integration.central.centres import Centre, running, settings_for
 from tests.integration.central_sync.cells import Cell, bounds, quick, running_cell, url_of
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 
 async def whole(cell: Cell) -> Catalog:
@@ -93,12 +93,10 @@ async def test_what_a_cell_revokes_while_the_centre_is_dead_reaches_all_others_o
     cell: Cell, tmp_path: Path, fresh_database: Callable[[], Awaitable[str]]
 ) -> None:
     dsn = await fresh_database()
-    settings = settings_for(tmp_path, dsn)
-    async with running(settings) as centre:
-        port = centre.service.port
-        async with cell.sync(quick([url_of(centre)])) as instance:
-            made = await instance.stub.CreateToken(sync_pb2.CreateTokenRequest(organization_slug="personal"))
+    port = free_port()
     settings = settings_for(tmp_path, dsn, listen=f"127.0.0.1:{port}")
+    async with running(settings) as centre, cell.sync(quick([url_of(centre)])) as instance:
+        made = await instance.stub.CreateToken(sync_pb2.CreateTokenRequest(organization_slug="personal"))
     urls = [f"http://127.0.0.1:{port}/graphql"]
     async with running_cell(await fresh_database()) as other, cell.sync(quick(urls)):
         # The centre is dead.

@@ -45,6 +45,7 @@ from services.machine_store.transitions import Seen, observe
 from services.runtime.errors import DependencyDown, NotFound
 from services.runtime.registry import Registry
 from services.runtime.server import Server
+from tests.support import free_port
 
 _SEEN = {
     "started": Seen.STARTED,
@@ -261,7 +262,7 @@ class Served:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.address = "127.0.0.1:0"
+        self.address = f"127.0.0.1:{free_port()}"
         self._server: Server | None = None
 
     async def start(self) -> str:

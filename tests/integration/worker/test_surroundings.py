@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -34,15 +33,9 @@ from services.runtime.server import Server
 from services.worker import agent
 from tests.integration.worker.conftest import Workers, leaders_of, machine_spec
 from tests.integration.worker.ledger import Ledger, Served
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 Reaches = Callable[..., Awaitable[None]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def root_of(workers: Workers, machine: str) -> Path:
@@ -174,8 +167,8 @@ async def test_while_the_store_is_away_changes_of_checks_do_not_pile_up(
     workers: Workers, ledger: Ledger, served: Served, reaches: Reaches
 ) -> None:
     service, _ = await workers.start()
-    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
+    port = free_port()
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
     spec = machine_spec("sleep", "100")
     spec.checks.checks["alive"].CopyFrom(CheckSpec(type=CHECK_TYPE_TCP, port=port, interval=Duration(nanos=50_000_000)))
     machine = await ledger.create(spec)

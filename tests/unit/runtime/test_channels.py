@@ -14,7 +14,7 @@ from services.runtime import channels
 from services.runtime.errors import DependencyDown
 from services.runtime.registry import Registry
 from services.runtime.server import Server
-from tests.support import eventually
+from tests.support import eventually, free_port
 
 
 class Store:
@@ -171,7 +171,7 @@ async def test_calls_are_spread_over_all_addresses() -> None:
 
 
 async def test_a_server_that_comes_back_on_its_port_is_found_again() -> None:
-    server, port = await _serve(Store("old"))
+    server, port = await _serve(Store("old"), f"127.0.0.1:{free_port()}")
     channel = _connect(port)
     stub = store_pb2_grpc.MachineStoreStub(channel)
     assert (await stub.GetMachine(GET)).machine.id == "old"
