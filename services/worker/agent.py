@@ -119,6 +119,8 @@ class _Machine:
     running: Running | None = None
     ended: Exit | CannotRun | None = None
     """How what ran has ended, until that is in the journal."""
+    stop: Stop = Stop.NO
+    """Why it is being stopped, where the journal could not take that."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     failures: int = 0
@@ -350,8 +352,11 @@ class Agent:
         for entry in list(journal.entries.values()):
             machine = self._machine(entry.machine_id)
             if entry.phase in ALIVE:
-                recovered = await self._driver.recover(Run(entry.machine_id, entry.run))
-                self._take_recovered(machine, entry, recovered)
+                try:
+                    recovered = await self._driver.recover(Run(entry.machine_id, entry.run))
+                    self._take_recovered(machine, entry, recovered)
+                except OSError as error:
+                    log.warning("machine_not_recovered", machine=machine.id, why=str(error))
 
     def _take_recovered(self, machine: _Machine, entry: Entry, recovered: Recovered) -> None:
         running, exit = recovered.running, recovered.exit
@@ -439,9 +444,9 @@ class Agent:
     async def _converge(self, machine: _Machine) -> None:
         while True:
             machine.changed.clear()
-            step = Step.START
+            step = Step.NONE
             try:
-                await self._finish_start(machine)
+                await self._make_certain(machine)
                 step = self._next(machine)
                 if step is Step.NONE:
                     break
@@ -548,15 +553,15 @@ class Agent:
                 self._attach(machine, running)
                 self._write_started(entry, running.pid, running.started_at)
 
-    async def _finish_start(self, machine: _Machine) -> None:
-        """Write down what became of a start, where the journal could not take that when it was known."""
+    async def _make_certain(self, machine: _Machine) -> None:
+        """Find out, or write down, what the journal could not take when it was known."""
         entry = self._here().entries.get(machine.id)
-        if entry is None or entry.phase is not Phase.STARTING:
+        if entry is None or entry.phase not in ALIVE or machine.ended is not None:
             return
-        if machine.running is not None:
-            self._write_started(entry, machine.running.pid, machine.running.started_at)
-        elif machine.ended is None:
+        if machine.running is None:
             self._take_recovered(machine, entry, await self._driver.recover(Run(machine.id, entry.run)))
+        elif entry.phase is Phase.STARTING:
+            self._write_started(entry, machine.running.pid, machine.running.started_at)
 
     async def _secrets_of(self, record: MachineRecord) -> tuple[Mapping[str, str], str]:
         """The secrets that a machine starts with, and why it cannot have them; empty when it can."""
@@ -618,6 +623,7 @@ class Agent:
                 self._write(entry)
             except OSError as error:
                 # A disk that is full is no reason to let it run on.
+                machine.stop = entry.stop
                 log.warning("stop_not_written", machine=machine.id, why=str(error))
         run = Run(machine.id, entry.run)
         began = self._clock.monotonic()
@@ -644,9 +650,11 @@ class Agent:
         self._write_end(machine)
         # Not before: an end that the journal cannot take now is concluded once it can.
         machine.running = machine.ended = None
+        machine.stop = Stop.NO
 
     def _write_end(self, machine: _Machine) -> None:
         entry = self._here().entries[machine.id]
+        entry = replace(entry, stop=entry.stop or machine.stop)
         exit, record = machine.ended, machine.record
         if isinstance(exit, CannotRun):
             self._write_failed(machine, entry, str(exit))

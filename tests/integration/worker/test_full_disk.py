@@ -92,6 +92,34 @@ async def test_a_machine_is_stopped_also_while_the_disk_is_full(
     disk.lines = None
     await reaches(machine, "stopped")
     assert ledger.kinds(machine) == ["started", "exited"]
+    assert ledger.seen(machine, "exited")[0].exited.exit.requested_stop
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_worker_comes_back_while_the_disk_is_full_and_knows_what_became_of_its_machines(
+    workers: Workers, ledger: Ledger, reaches: Reaches, disk: Disk, killed: bool
+) -> None:
+    _, working = await workers.start()
+    machine = await ledger.create(machine_spec("sleep", "100", marker=f"back-{killed}"))
+    await reaches(machine, "started")
+    (pid,) = leaders_of(f"back-{killed}")
+    await workers.end(working)
+    if killed:
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not leaders_of(f"back-{killed}"))
+    disk.lines = 0
+    _, working = await workers.start()
+    if killed:
+        await eventually(lambda: disk.refused > 0)
+        disk.lines = None
+        await reaches(machine, "stopped")
+    else:
+        await ledger.stop(machine)
+        await eventually(lambda: not holders_of(f"back-{killed}"))
+        disk.lines = None
+        await reaches(machine, "stopped")
+    assert ledger.kinds(machine) == ["started", "exited"]
+    assert not working.done()
 
 
 async def test_a_check_that_changes_while_the_disk_is_full_is_told_once_there_is_room(
