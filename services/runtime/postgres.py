@@ -39,6 +39,7 @@ _BINARIES = Path(_PACKAGE.origin).parent / "pginstall" / "bin"
 _SOCKET_NAME = ".s.PGSQL.5432"
 _LONGEST_SOCKET_PATH = 107
 _POLL_SECONDS = 0.2
+_RESTART_SECONDS = 5.0
 _RECOVERY_SECONDS = 60
 
 # For a machine that PostgreSQL shares with everything else. What was acknowledged is on disk: that is not for sale.
@@ -126,13 +127,14 @@ class OwnedPostgres:
     async def watch(self) -> Never:
         """As the owner: restart the server whenever it dies, until cancelled.
 
-        Raises DependencyDown when it cannot be started again.
+        One that cannot be started, because its disk is full perhaps, is tried again for as long as that takes: what
+        can do without it goes on meanwhile.
         """
         while True:
             await self._clock.sleep(_POLL_SECONDS)
             if self.pid() is None:
                 log.warning("postgres_died", directory=str(self.data_dir))
-                await self._ensure_running()
+                await self._restart()
                 log.info("postgres_restarted", pid=self.pid())
 
     async def own(self) -> Never:
@@ -163,6 +165,15 @@ class OwnedPostgres:
     def _ready(self) -> bool:
         pid, status = _postmaster(self.data_dir)
         return pid is not None and status == "ready"
+
+    async def _restart(self) -> None:
+        while True:
+            try:
+                await self._ensure_running()
+                return
+            except (DependencyDown, OSError) as error:
+                log.error("postgres_does_not_start", directory=str(self.data_dir), why=str(error))
+                await self._clock.sleep(_RESTART_SECONDS)
 
     async def _ensure_running(self) -> None:
         if not (self.data_dir / "PG_VERSION").exists():

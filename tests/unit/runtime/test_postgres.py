@@ -11,10 +11,12 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from services.runtime import postgres as module
 from services.runtime.errors import DependencyDown
 from services.runtime.postgres import OwnedPostgres
 from tests.support import eventually
@@ -105,6 +107,27 @@ async def test_a_server_that_is_killed_comes_back(folder: Path) -> None:
         await eventually(lambda: _answers(postgres))
         assert postgres.pid() not in (None, pid)
     busy.terminate()
+    watching.cancel()
+    await postgres.release(stop=True)
+
+
+async def test_a_server_that_cannot_start_is_tried_until_it_can(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    monkeypatch.setattr(module, "_RESTART_SECONDS", 0.05)
+    postgres = OwnedPostgres(folder / "pg", start_seconds=0.2)
+    await postgres.acquire()
+    await _prepare(postgres)
+    watching = asyncio.create_task(postgres.watch())
+    needed, away = folder / "pg" / "global", folder / "global"
+    needed.rename(away)
+    pid = postgres.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: [event["event"] for event in logs].count("postgres_does_not_start") > 1)
+    assert not watching.done()
+    away.rename(needed)
+    await eventually(lambda: _answers(postgres))
     watching.cancel()
     await postgres.release(stop=True)
 
