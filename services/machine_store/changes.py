@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
 from skerry.handover.v1.plan_pb2 import Plan
 from skerry.store.v1.catalog_pb2 import (
     ImageAliasRecord,
@@ -49,7 +50,7 @@ class Selection:
         kinds: Iterable[int] = wanted.kinds
         if not kinds:
             narrow = wanted.worker_id or wanted.app_id or wanted.machine_id
-            kinds = [RECORD_KIND_MACHINE] if narrow else _CHANGES
+            kinds = [RECORD_KIND_MACHINE] if narrow else _KINDS
         self.kinds = frozenset(kinds)
         self.worker_id = wanted.worker_id
         self.app_id = wanted.app_id
@@ -58,7 +59,7 @@ class Selection:
 
     def passes(self, change: Change) -> bool:
         """Whether a change is let through."""
-        kind = _KINDS.get(change.WhichOneof("record") or "")
+        kind = _NUMBERS.get(change.WhichOneof("record") or "")
         if kind not in self.kinds:
             return False
         if kind == RECORD_KIND_MACHINE:
@@ -87,25 +88,27 @@ class Selection:
     def statements(self) -> list[tuple[str, list[str], Callable[[Row], Change]]]:
         """The statements that read the state of what can be let through, with their arguments and what a row tells."""
         found: list[tuple[str, list[str], Callable[[Row], Change]]] = []
-        for kind, statement in _STATES.items():
-            if kind in self.kinds:
-                found.append((_SQL[statement], [], _CHANGES[kind]))
+        for number, kind in _KINDS.items():
+            if number in self.kinds and kind.state:
+                found.append((_SQL[kind.state], [], kind.change))
         if RECORD_KIND_MACHINE in self.kinds:
+            change = _KINDS[RECORD_KIND_MACHINE].change
             for statement, argument in (
                 ("state_of_machine", self.machine_id),
                 ("state_of_worker_machines", self.worker_id),
                 ("state_of_app_machines", self.app_id),
             ):
                 if argument:
-                    found.append((_SQL[statement], [storable(argument)], _machine_change))
+                    found.append((_SQL[statement], [storable(argument)], change))
                     return found
-            found.append((_SQL["state_of_machines"], [], _machine_change))
+            found.append((_SQL["state_of_machines"], [], change))
         return found
 
 
 def change_of(row: Row) -> Change:
-    """The change of a row of `log`."""
-    change = _CHANGES.get(row["kind"], _unknown_change)(row)
+    """The change of a row of `log`. One of a kind that only newer instances know passes no filter."""
+    kind = _KINDS.get(row["kind"])
+    change = kind.change(row) if kind is not None else Change(revision=row["revision"])
     if row["event_id"] is not None:
         change.events.append(
             event(
@@ -120,63 +123,16 @@ def change_of(row: Row) -> Change:
     return change
 
 
-def _machine_change(row: Row) -> Change:
-    return Change(revision=row["revision"], machine=machine_record(row))
+class _Kind(NamedTuple):
+    """A kind of record: its field in a change, the statement that reads its state, and what makes it of a row."""
 
+    field: str
+    state: str
+    record: Callable[[Row], Message]
 
-def _worker_change(row: Row) -> Change:
-    return Change(revision=row["revision"], worker=worker_record(_columns(row)))
-
-
-def _app_change(row: Row) -> Change:
-    return Change(revision=row["revision"], app=app_record(_columns(row)))
-
-
-def _plan_change(row: Row) -> Change:
-    return Change(revision=row["revision"], plan=ParseDict(_columns(row), Plan(), ignore_unknown_fields=True))
-
-
-def _organization_change(row: Row) -> Change:
-    record = ParseDict(_columns(row), OrganizationRecord(), ignore_unknown_fields=True)
-    return Change(revision=row["revision"], organization=record)
-
-
-def _image_alias_change(row: Row) -> Change:
-    record = ParseDict(_columns(row), ImageAliasRecord(), ignore_unknown_fields=True)
-    return Change(revision=row["revision"], image_alias=record)
-
-
-def _release_change(row: Row) -> Change:
-    return Change(revision=row["revision"], release=release_record(_columns(row)))
-
-
-def _secrets_change(row: Row) -> Change:
-    return Change(
-        revision=row["revision"], secrets=ParseDict(_columns(row), SecretsRecord(), ignore_unknown_fields=True)
-    )
-
-
-def _token_key_change(row: Row) -> Change:
-    record = ParseDict(_columns(row), TokenKeyRecord(), ignore_unknown_fields=True)
-    return Change(revision=row["revision"], token_key=record)
-
-
-def _revocation_change(row: Row) -> Change:
-    record = ParseDict(_columns(row), RevocationRecord(), ignore_unknown_fields=True)
-    return Change(revision=row["revision"], revocation=record)
-
-
-def _volume_change(row: Row) -> Change:
-    return Change(revision=row["revision"], volume=volume_record(_columns(row)))
-
-
-def _snapshot_change(row: Row) -> Change:
-    return Change(revision=row["revision"], snapshot=snapshot_record(_columns(row)))
-
-
-def _unknown_change(row: Row) -> Change:
-    """A change of a kind that only newer instances know: it passes no filter, but has its revision."""
-    return Change(revision=row["revision"])
+    def change(self, row: Row) -> Change:
+        """What a row of this kind tells."""
+        return Change(revision=row["revision"], **{self.field: self.record(row)})  # type: ignore[arg-type]
 
 
 def _columns(row: Row) -> dict[str, Any]:
@@ -184,46 +140,27 @@ def _columns(row: Row) -> dict[str, Any]:
     return columns
 
 
-_CHANGES: Mapping[int, Callable[[Row], Change]] = {
-    RECORD_KIND_MACHINE: _machine_change,
-    RECORD_KIND_WORKER: _worker_change,
-    RECORD_KIND_APP: _app_change,
-    RECORD_KIND_PLAN: _plan_change,
-    RECORD_KIND_ORGANIZATION: _organization_change,
-    RECORD_KIND_IMAGE_ALIAS: _image_alias_change,
-    RECORD_KIND_SECRETS: _secrets_change,
-    RECORD_KIND_TOKEN_KEY: _token_key_change,
-    RECORD_KIND_REVOCATION: _revocation_change,
-    RECORD_KIND_VOLUME: _volume_change,
-    RECORD_KIND_SNAPSHOT: _snapshot_change,
-    RECORD_KIND_RELEASE: _release_change,
+def _by_columns(make: Callable[[dict[str, Any]], Message]) -> Callable[[Row], Message]:
+    return lambda row: make(_columns(row))
+
+
+def _as_json(kind: type[Message]) -> Callable[[Row], Message]:
+    return lambda row: ParseDict(_columns(row), kind(), ignore_unknown_fields=True)
+
+
+# States are read in this order; that of machines by a statement for each way to choose them.
+_KINDS: Mapping[int, _Kind] = {
+    RECORD_KIND_PLAN: _Kind("plan", "state_of_plan", _as_json(Plan)),
+    RECORD_KIND_ORGANIZATION: _Kind("organization", "state_of_organizations", _as_json(OrganizationRecord)),
+    RECORD_KIND_IMAGE_ALIAS: _Kind("image_alias", "state_of_image_aliases", _as_json(ImageAliasRecord)),
+    RECORD_KIND_SECRETS: _Kind("secrets", "state_of_secrets", _as_json(SecretsRecord)),
+    RECORD_KIND_TOKEN_KEY: _Kind("token_key", "state_of_token_keys", _as_json(TokenKeyRecord)),
+    RECORD_KIND_REVOCATION: _Kind("revocation", "state_of_revocations", _as_json(RevocationRecord)),
+    RECORD_KIND_APP: _Kind("app", "state_of_apps", _by_columns(app_record)),
+    RECORD_KIND_WORKER: _Kind("worker", "state_of_workers", _by_columns(worker_record)),
+    RECORD_KIND_VOLUME: _Kind("volume", "state_of_volumes", _by_columns(volume_record)),
+    RECORD_KIND_SNAPSHOT: _Kind("snapshot", "state_of_snapshots", _by_columns(snapshot_record)),
+    RECORD_KIND_RELEASE: _Kind("release", "state_of_releases", _by_columns(release_record)),
+    RECORD_KIND_MACHINE: _Kind("machine", "", machine_record),
 }
-_KINDS: Mapping[str, int] = {
-    "machine": RECORD_KIND_MACHINE,
-    "worker": RECORD_KIND_WORKER,
-    "app": RECORD_KIND_APP,
-    "plan": RECORD_KIND_PLAN,
-    "organization": RECORD_KIND_ORGANIZATION,
-    "image_alias": RECORD_KIND_IMAGE_ALIAS,
-    "secrets": RECORD_KIND_SECRETS,
-    "token_key": RECORD_KIND_TOKEN_KEY,
-    "revocation": RECORD_KIND_REVOCATION,
-    "volume": RECORD_KIND_VOLUME,
-    "snapshot": RECORD_KIND_SNAPSHOT,
-    "release": RECORD_KIND_RELEASE,
-}
-"""The kind of a change by the name of its record's field."""
-_STATES: Mapping[int, str] = {
-    RECORD_KIND_PLAN: "state_of_plan",
-    RECORD_KIND_ORGANIZATION: "state_of_organizations",
-    RECORD_KIND_IMAGE_ALIAS: "state_of_image_aliases",
-    RECORD_KIND_SECRETS: "state_of_secrets",
-    RECORD_KIND_TOKEN_KEY: "state_of_token_keys",
-    RECORD_KIND_REVOCATION: "state_of_revocations",
-    RECORD_KIND_APP: "state_of_apps",
-    RECORD_KIND_WORKER: "state_of_workers",
-    RECORD_KIND_VOLUME: "state_of_volumes",
-    RECORD_KIND_SNAPSHOT: "state_of_snapshots",
-    RECORD_KIND_RELEASE: "state_of_releases",
-}
-"""The statement that reads the state of a kind; machines have several."""
+_NUMBERS: Mapping[str, int] = {kind.field: number for number, kind in _KINDS.items()}

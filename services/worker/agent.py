@@ -218,7 +218,7 @@ class Agent:
     async def run(self, ready: Callable[[], None]) -> Never:
         """Work until cancelled; machines go on without it. `ready` is called once the store's wishes are known here.
 
-        Raises DataInUse; JournalDamaged; OSError if the journal cannot be written; TaskDied.
+        Raises DataInUse; JournalDamaged; OSError if the journal cannot be opened or brought to the disk; TaskDied.
         """
         lock = await self._lock()
         try:

@@ -173,12 +173,17 @@ class Journal:
         return first - 1 <= last_sequence < self._next_sequence
 
     def renew(self) -> None:
-        """Become another journal with the same content: observations are numbered from 1 again. Raises OSError."""
-        self.id = self._new_id()
-        for sequence, observation in enumerate(self.outbox, 1):
-            observation.sequence = sequence
-        self._next_sequence = len(self.outbox) + 1
-        self._rewrite()
+        """Become another journal with the same content: observations are numbered from 1 again.
+
+        Raises OSError, and is the journal that it was then.
+        """
+        id, first = self.id, self._next_sequence - len(self.outbox)
+        self._number(self._new_id(), 1)
+        try:
+            self._rewrite()
+        except OSError:
+            self._number(id, first)
+            raise
 
     def tells_checks_of(self, machine_id: str) -> bool:
         """Whether an observation of this machine's checks waits in the outbox."""
@@ -213,6 +218,12 @@ class Journal:
         began = self._timer()
         os.fdatasync(self._fd)
         self._sync_seconds = self._timer() - began
+
+    def _number(self, id: str, first: int) -> None:
+        self.id = id
+        for sequence, observation in enumerate(self.outbox, first):
+            observation.sequence = sequence
+        self._next_sequence = first + len(self.outbox)
 
     def _enqueue(self, observations: Iterable[Observation]) -> None:
         for observation in observations:

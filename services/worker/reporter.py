@@ -73,7 +73,7 @@ class Reporter:
         self._something.set()
 
     async def run(self) -> None:
-        """Work until cancelled. Raises OSError if the journal cannot be written."""
+        """Work until cancelled. Raises OSError if what the journal has cannot be brought to the disk."""
         self.wake()
         await run_forever(presence=self._be_present(), reports=self._report())
 
@@ -88,9 +88,12 @@ class Reporter:
                 waits = 0
             except NotFound:
                 self._register_again()
-            except (SkerryError, OSError) as error:
+            except SkerryError as error:
                 if waits == 0:
-                    log.warning("store_not_reached", worker=self._settings.id, why=str(error))
+                    log.warning("store_not_reached", worker=self._settings.id, why=error.message)
+                waits += 1
+            except OSError as error:
+                log.warning("journal_not_renewed", worker=self._settings.id, why=str(error))
                 waits += 1
             if self._must_register.is_set():
                 await self._clock.sleep(self._backoff(waits))

@@ -221,6 +221,23 @@ def test_a_journal_is_opened_on_a_disk_that_is_full(path: Path, monkeypatch: pyt
     assert again.entries == {"0011": ENTRY}
 
 
+def test_a_journal_that_has_no_room_to_become_another_stays_what_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = opened(path)
+    journal.write([ENTRY], observations=[started(), started()])
+    journal.acknowledge(1)
+    before = journal.id, journal.next_sequence, [each.sequence for each in journal.outbox]
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "_rewrite", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.renew()
+    assert (journal.id, journal.next_sequence, [each.sequence for each in journal.outbox]) == before
+    journal.renew()
+    assert journal.id != before[0]
+    assert (journal.next_sequence, [each.sequence for each in journal.outbox]) == (2, [1])
+
+
 def test_a_journal_that_has_no_room_to_become_smaller_goes_on_as_it_is(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
